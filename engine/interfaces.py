@@ -1,0 +1,311 @@
+"""What options build: the contracts between the loop and its components, as typed Protocols.
+
+Subclass a Protocol to inherit its working defaults, or provide the same members. ``engine.testing`` checks
+an implementation against the promises made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.randomness import Key
+
+
+@dataclass(slots=True)
+class Batch:
+    """One micro-batch of this process.
+
+    images: [n, channels, height, width], a float type. targets: int64 [n] class numbers, or floats
+    [n, classes] (soft labels) or [n, outputs] (regression). samples: int64 [n] on the CPU, the global sample
+    numbers: positions in the stream of all epochs, each unique within the run, the same at any world size.
+    """
+
+    images: Tensor
+    targets: Tensor
+    samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(slots=True)
+class Records:
+    """Some records of a source, as they are stored.
+
+    encoding "raw": images is uint8 [n, channels, height, width]; "tensor": the same in a float type, already
+    prepared (cached features); "encoded": a list of n files' bytes (JPEG, PNG), which the loader decodes to
+    the source's shape. targets: int64 [n] or float [n, outputs].
+    """
+
+    encoding: str
+    images: Tensor | Sequence[bytes]
+    targets: Tensor
+
+
+class Source(Protocol):
+    """Random access to records; no decoding, shuffling or augmentation happens here. Safe to call from threads."""
+
+    classes: Sequence[str]
+    """Names of the classes; empty for regression, where targets are [n, outputs] floats."""
+    shape: tuple[int, int, int]
+    """(channels, height, width) of every image once decoded."""
+    fingerprint: str
+    """Changes when the records change; kept in checkpoints."""
+
+    def __len__(self) -> int: ...
+
+    def records(self, indices: Sequence[int]) -> Records:
+        """Return the records at ``indices``, in that order. Raises UsageError naming an unreadable file."""
+        ...
+
+    def name_of(self, index: int) -> str:
+        """Name a record for an error message: its file, or its number."""
+        return f"record {index}"
+
+
+class Augmentation(Protocol):
+    """A step of preparing batches, its random draw apart from its arithmetic so that each can be tested."""
+
+    def prepare(self, source: Source) -> None:
+        """Learn what is needed from the training source (statistics for normalisation). Default: nothing."""
+
+    def draw(self, key: Key, samples: Tensor, shape: tuple[int, int, int]) -> Any:
+        """Draw the parameters of ``samples`` (int64 [n]); a pure function of (key, sample), whatever the batch."""
+        return None
+
+    def apply(self, images: Tensor, targets: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """Return augmented images and targets; ``images`` [n, c, h, w] is uint8 0..255 or float, never edited."""
+        ...
+
+    def test(self, images: Tensor) -> Tensor:
+        """Return images as an evaluation wants them. Default: unchanged, right for a random augmentation."""
+        return images
+
+
+class LossFunction(Protocol):
+    """The objective and the metrics that go with it; ``outputs`` is a tensor or a sequence, the main head first."""
+
+    metrics: Mapping[str, bool]
+    """Metric names, each with whether higher is better; early stopping and ``save.best`` watch the first."""
+    reduction: str
+    """"mean" or "sum" over the step's samples."""
+
+    def outputs(self, classes: int) -> int:
+        """Return how many outputs the model needs for so many classes."""
+        return classes
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss summed over the batch's samples, a scalar."""
+        ...
+
+    def measure(self, outputs: Any, targets: Tensor) -> Sequence[Tensor]:
+        """Return each metric summed over the batch, in the order of ``metrics``; nothing waits for the device."""
+        ...
+
+
+class Strategy(Protocol):
+    """How processes share the work: places parameters, owns forward and backward, reduces, updates."""
+
+    rank: int
+    world: int
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Place the model's parameters on this process, before the optimiser exists."""
+        return model
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Wrap the sharded model for training; canonical parameter names stay readable through the original."""
+        return model
+
+    def forward_backward(
+        self, loss_of: Callable[[Batch, int], Tensor], batches: Sequence[Batch], weight: Tensor
+    ) -> Tensor:
+        """Run every micro-batch forward and backward; gradients of ``weight`` x summed loss are complete after.
+
+        ``loss_of(batch, index)`` gives a micro-batch's summed loss. Returns this process's summed loss,
+        unweighted, on the device.
+        """
+        ...
+
+    def agree(self, bad: Tensor) -> Tensor:
+        """Return, in place, 1.0 if any process's ``bad`` is 1.0, else 0.0 (float32 scalar on the device)."""
+        return bad
+
+    def clip(self, parameters: Sequence[Tensor], largest: float) -> Tensor:
+        """Scale gradients so that their true global norm is at most ``largest``; return the norm before."""
+        ...
+
+    def norm(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return the true global norm of the gradients, on the device."""
+        ...
+
+    def update(self, precision: Precision, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+        """Apply the optimiser's step through the precision, unless ``bad`` is 1.0."""
+        precision.update(optimizer, bad)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return ``values`` summed over all processes."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any process raised ``flag`` (a stop request); all processes get the same answer."""
+        return flag
+
+    def telemetry(self) -> dict[str, Tensor]:
+        """Return scalars for the log, by tag, still on the device. Default: none."""
+        return {}
+
+
+class Precision(Protocol):
+    """The numeric policy; the defaults compute in ``dtype`` throughout."""
+
+    dtype: torch.dtype
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """Return the model in this policy's numbers, with the same parameter names."""
+        return model.to(self.dtype)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Return the context of every forward pass."""
+        return nullcontext()
+
+    def scale(self) -> Tensor | None:
+        """Return the loss scale, a scalar on the device, or None for 1."""
+        return None
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """Divide gradients by the scale; return 1.0 where one is not finite, else 0.0; None: not checked."""
+        return None
+
+    def update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+        """Apply the optimiser's step unless ``bad`` is 1.0; see ``engine.masking`` for the default way."""
+        from engine.masking import masked_step
+
+        masked_step(optimizer, bad)
+
+    def evaluation_weights(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context in which the model holds the weights to evaluate with."""
+        return nullcontext()
+
+    def telemetry(self) -> dict[str, Tensor]:
+        """Return scalars for the log, by tag, still on the device. Default: none."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resume needs. Default: nothing."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up what ``state`` returned."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of steps with one assembly."""
+
+    name: str
+    steps: int
+
+
+class Transfer(Protocol):
+    """Which parameters train, in which stage."""
+
+    def stages(self, steps: int) -> Sequence[Stage]:
+        """Return the run's stages; their steps add up to ``steps``."""
+        return [Stage("all", steps)]
+
+    def prepare(self, model: nn.Module, stage: Stage) -> None:
+        """Freeze what does not train in ``stage``. Default: everything trains."""
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution, all that a kernel needs to know: sizes in pixels, dtype and memory layout."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    device: str = "cpu"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+        return (self.batch, self.channels, self.height, self.width)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(filters, channels / groups, kernel height, kernel width)."""
+        return (self.filters, self.channels // self.groups, *self.kernel)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(batch, filters, output height, output width)."""
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, p, d, k, s in zip(
+                (self.height, self.width), self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        ]
+        return (self.batch, self.filters, out[0], out[1])
+
+
+class ConvKernel(Protocol):
+    """An implementation of convolution (cross-correlation, as the field defines it) in its three directions."""
+
+    name: str
+
+    def refuses(self, spec: ConvSpec) -> str | None:
+        """Return why this kernel cannot compute ``spec``, or None if it can."""
+        return None
+
+    def prepare(self, weight: Tensor, spec: ConvSpec) -> Any:
+        """Return the weight in the kernel's own form, valid inside one evaluation; default: itself."""
+        return weight
+
+    def forward(self, images: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+        """Return [spec.output_shape]."""
+        ...
+
+    def backward_input(self, gradient: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+        """Return the gradient with respect to the images, [spec.input_shape]."""
+        ...
+
+    def backward_weight(self, gradient: Tensor, images: Tensor, spec: ConvSpec) -> Tensor:
+        """Return the gradient with respect to the weight, [spec.weight_shape]."""
+        ...
+
+    def workspace(self, spec: ConvSpec) -> int:
+        """Return the bytes of temporary memory a forward call needs."""
+        return 0
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One line of the table printed at the start: what computes a layer, and why."""
+
+    layer: str
+    kernel: str
+    reason: str
+
+
+class KernelChooser(Protocol):
+    """Puts kernels into a model's convolutions."""
+
+    def apply(self, model: nn.Module, inputs: tuple[int, int, int, int]) -> Sequence[KernelRow]:
+        """Plan and install kernels for images of shape ``inputs``; return a row for each layer worth telling."""
+        ...

@@ -1,0 +1,293 @@
+"""Options of every component group: dataclasses whose fields are the schema that Hydra checks.
+
+A component is chosen by name in its group (``model=lenet``) and configured by its fields
+(``model.dropout=0.5``). ``build()`` makes the object the engine works with and is the place for heavy
+imports: this module and every plugin's entry-point module stay free of torch, so that ``engine --help``
+and Tab completion answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine import interfaces
+    from engine.session import Session
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Declare a documented, checked field: ``alpha: float = option(0.2, "strength", above=0)``.
+
+    A list or dict default is copied for each instance. Bounds and choices are checked after composition;
+    None always passes, so an optional field needs no special case.
+    """
+    rules = {"help": help, "choices": tuple(choices), "at_least": at_least, "at_most": at_most, "above": above}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+def required(help: str) -> Any:
+    """Declare a field that the user must give; its absence is answered with a line that names it."""
+    return field(default="???", metadata={"help": help})  # OmegaConf's mark of a missing value
+
+
+@dataclass
+class Component:
+    """One choice within a group; its first docstring line is what ``engine --help`` prints beside its name."""
+
+    group: ClassVar[str] = ""
+    many: ClassVar[bool] = False  # an ordered list may be chosen (augment, observe)
+
+
+@dataclass
+class Job(Component):
+    """What a command does: ``engine NAME`` is short for ``job=NAME``, ``engine NAME x=1`` for ``job.x=1``."""
+
+    group: ClassVar[str] = "job"
+    keeps_output: ClassVar[bool] = False  # True: the job owns the run folder and writes into it
+
+    def build(self) -> Callable[[Session], None]:
+        """Return the function that does the work of one command."""
+        raise NotImplementedError
+
+
+@dataclass
+class Data(Component):
+    """Where images and targets come from, and how many threads fetch them."""
+
+    group: ClassVar[str] = "data"
+    threads: int = option(1, "loader threads; 0 loads in the training thread", at_least=0)
+    prefetch: int = option(4, "steps prepared ahead of the one being computed", at_least=1)
+
+    def build(self, split: str) -> interfaces.Source:
+        """Open the records of ``split`` ("train" or "test"). Raises UsageError naming a missing or bad file."""
+        raise NotImplementedError
+
+
+@dataclass
+class Augment(Component):
+    """One step of the batch's preparation, drawn at random for training or fixed (normalisation)."""
+
+    group: ClassVar[str] = "augment"
+    many: ClassVar[bool] = True
+
+    def build(self) -> interfaces.Augmentation:
+        """Make the augmentation; the engine then gives it the training source if it asks (``prepare``)."""
+        raise NotImplementedError
+
+
+@dataclass
+class Model(Component):
+    """A network."""
+
+    group: ClassVar[str] = "model"
+
+    def build(self, inputs: tuple[int, int, int], outputs: int) -> torch.nn.Module:
+        """Make the network for images of shape ``inputs`` = (channels, height, width) and so many outputs."""
+        raise NotImplementedError
+
+
+@dataclass
+class Loss(Component):
+    """What training minimises, with the metrics that belong to it."""
+
+    group: ClassVar[str] = "loss"
+
+    def build(self) -> interfaces.LossFunction:
+        """Make the loss function."""
+        raise NotImplementedError
+
+
+@dataclass
+class Optim(Component):
+    """The optimiser; ``lr`` is the peak rate that the schedule scales."""
+
+    group: ClassVar[str] = "optim"
+    lr: float = option(0.1, "learning rate that the schedule's factor multiplies", above=0)
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make the optimiser over parameter groups (each with ``params``, ``names`` and its own settings)."""
+        raise NotImplementedError
+
+
+@dataclass
+class Schedule(Component):
+    """How the learning rate moves over the run."""
+
+    group: ClassVar[str] = "schedule"
+
+    def build(self, updates: int) -> Callable[[int], float]:
+        """Return the pure function from an update's number (0 to ``updates`` - 1) to the rate's factor."""
+        raise NotImplementedError
+
+
+@dataclass
+class Kernels(Component):
+    """Which algorithm computes the convolutions."""
+
+    group: ClassVar[str] = "kernels"
+
+    def build(self) -> interfaces.KernelChooser:
+        """Make the object that puts kernels into a model's convolutions."""
+        raise NotImplementedError
+
+
+@dataclass
+class Parallel(Component):
+    """How processes share the work."""
+
+    group: ClassVar[str] = "parallel"
+
+    def build(self) -> interfaces.Strategy:
+        """Make this process's strategy."""
+        raise NotImplementedError
+
+
+@dataclass
+class Precision(Component):
+    """In which numbers training computes."""
+
+    group: ClassVar[str] = "precision"
+
+    def build(self) -> interfaces.Precision:
+        """Make the numeric policy."""
+        raise NotImplementedError
+
+
+@dataclass
+class Transfer(Component):
+    """Which parameters train, in which stage of the run."""
+
+    group: ClassVar[str] = "transfer"
+
+    def build(self) -> interfaces.Transfer:
+        """Make the transfer plan."""
+        raise NotImplementedError
+
+
+@dataclass
+class Observer(Component):
+    """Somebody told about the run's events (see ``engine/hookspecs.py``)."""
+
+    group: ClassVar[str] = "observe"
+    many: ClassVar[bool] = True
+
+    def build(self) -> object:
+        """Make the object whose ``@hookimpl`` methods are called."""
+        raise NotImplementedError
+
+
+@dataclass
+class RunOptions:
+    """How long to train, on what, and what to do on the way."""
+
+    epochs: int = option(30, "passes over the training set", at_least=1)
+    steps: int | None = option(None, "length in steps; overrides epochs", at_least=1)
+    batch: int = option(64, "samples per micro-batch, over all processes", at_least=1)
+    accumulate: int = option(1, "micro-batches per step", at_least=1)
+    seed: int = option(0, "key of every random draw", at_least=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    clip: float | None = option(None, "largest global norm of the gradient; null: no clipping", above=0)
+    ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, at_most=1)
+    nonfinite: str = option(
+        "stop", "a loss that is not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
+    )
+    patience: int | None = option(None, "stop after so many evaluations without improvement", at_least=1)
+    max_time: str | None = option(None, "stop with a checkpoint after this long: 90s, 30m, 8h")
+    evaluate_every: str = option("1 epoch", "evaluate every '2 epochs', '500 steps', or never")
+    log_every: int = option(50, "steps between two readings of the metrics", at_least=1)
+    compile: bool = option(False, "compile the model with torch.compile")
+    channels_last: bool = option(False, "keep images and filters in NHWC order")
+    deterministic: bool = option(False, "refuse operations whose result may vary between runs")
+
+
+@dataclass
+class SaveOptions:
+    """When to save checkpoints and which of them to keep."""
+
+    every: str = option("1 epoch", "save every '2 epochs', '500 steps', or never (a stop still saves)")
+    keep: int = option(2, "newest checkpoints kept", at_least=1)
+    best: bool = option(True, "also keep the checkpoint with the best evaluation")
+
+
+@dataclass
+class Options:
+    """The whole composed configuration of a command."""
+
+    job: Job
+    data: Data
+    augment: dict[str, Augment]
+    model: Model
+    loss: Loss
+    optim: Optim
+    schedule: Schedule
+    kernels: Kernels
+    parallel: Parallel
+    precision: Precision
+    transfer: Transfer
+    observe: dict[str, Observer]
+    run: RunOptions = field(default_factory=RunOptions)
+    save: SaveOptions = field(default_factory=SaveOptions)
+    out: str = option("", "folder of the run; by default a new one under runs/")
+    resume: str = option("none", "none, auto (newest valid checkpoint), or a run or checkpoint folder")
+
+
+GROUPS: dict[str, type[Component]] = {
+    base.group: base
+    for base in (
+        Job, Data, Augment, Model, Loss, Optim, Schedule, Kernels, Parallel, Precision, Transfer, Observer,
+    )
+}  # fmt: skip
+
+
+def check(options: Any, path: str = "") -> None:
+    """Raise UsageError, naming the option, where a composed value is missing, out of bounds or no choice."""
+    for f in dataclasses.fields(options):
+        value, name, rules = getattr(options, f.name), f"{path}{f.name}", f.metadata
+        if dataclasses.is_dataclass(value):
+            check(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if dataclasses.is_dataclass(item):
+                    check(item, f"{name}.{key}.")
+        elif value == "???":
+            raise UsageError(f"{name} must be given ({rules.get('help', 'no default')}): add {name}=... to the command")
+        elif value is not None and rules:
+            _check_rules(name, value, rules)
+
+
+def _check_rules(name: str, value: Any, rules: Any) -> None:
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        raise UsageError(f"{name}={value}: no such choice{did_you_mean(str(value), choices)}")
+    for rule, holds, words in (
+        ("at_least", lambda bound: value >= bound, "at least"),
+        ("at_most", lambda bound: value <= bound, "at most"),
+        ("above", lambda bound: value > bound, "above"),
+    ):
+        bound = rules.get(rule)
+        if bound is not None and not holds(bound):
+            raise UsageError(f"{name}={value}: must be {words} {bound:g}")
+
+
+def default_of(f: dataclasses.Field) -> Any:
+    """Return a field's default value ('???' where the user must give one)."""
+    if f.default is not MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not MISSING else "???"
