@@ -30,7 +30,7 @@ class Key:
         """Return the key of a place below this one: ``key.at("augment", "flip")``; distinct paths never meet."""
         value = self.value
         for part in path:
-            value = _hash(part.encode() if isinstance(part, str) else b"", value, part if isinstance(part, int) else 0)
+            value = _hash(b"s" + part.encode(), value) if isinstance(part, str) else _hash(b"i", value, part)
         return Key(value)
 
 

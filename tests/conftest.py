@@ -1,0 +1,25 @@
+"""Shared fixtures: where the real data is, and quiet single-purpose folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Return a function from a sub-path to the real data's folder; it skips the test where that is absent."""
+    base = Path(os.environ.get("ENGINE_TEST_DATA") or ROOT.parent / "shared" / "data")
+
+    def find(name: str) -> Path:
+        path = base / name
+        if not path.exists():
+            pytest.skip(f"real data {name} not found; set ENGINE_TEST_DATA to the folder that holds it")
+        return path
+
+    return find
