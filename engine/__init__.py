@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from engine.randomness import Key as Key
     from engine.randomness import uniform as uniform
     from engine.run import Run as Run
+    from engine.scoring import score as score
+    from engine.session import Session as Session
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,8 @@ _LAZY = {
     "Key": "engine.randomness",
     "Records": "engine.interfaces",
     "Run": "engine.run",
+    "Session": "engine.session",
+    "score": "engine.scoring",
     "uniform": "engine.randomness",
 }
 

@@ -72,8 +72,8 @@ class Source(Protocol):
 class Augmentation(Protocol):
     """A step of preparing batches, its random draw apart from its arithmetic so that each can be tested."""
 
-    def prepare(self, source: Source) -> None:
-        """Learn what is needed from the training source (statistics for normalisation). Default: nothing."""
+    def prepare(self, training: Callable[[], Source]) -> None:
+        """Learn what is needed (statistics, say) from the training source, opened by calling ``training``."""
 
     def draw(self, key: Key, samples: Tensor, shape: tuple[int, int, int]) -> Any:
         """Draw the parameters of ``samples`` (int64 [n]); a pure function of (key, sample), whatever the batch."""

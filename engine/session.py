@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine.options import Options
 from engine.registry import Registry
@@ -27,6 +28,7 @@ class Session:
     registry: Registry
     out: Path
     overrides: Sequence[str] = ()
+    choices: dict[str, Any] = field(default_factory=dict)  # group -> chosen name, or list of names
     config: str = ""  # the composed configuration as YAML, for the record
     origins: Callable[[], Sequence[Origin]] = field(default=lambda: ())
     sweep: bool = False  # one job of several: progress is told in plain lines

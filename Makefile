@@ -1,0 +1,80 @@
+# Set-up, training, tests and checks; `make help` lists the targets.
+#
+# PYTHON  the interpreter that makes the virtual environment, 3.11 or newer
+# VENV    where that environment is
+# TORCH   a version (2.13.0), or any requirement pip reads (torch>=2.11, a wheel's path);
+#         where pip looks for it follows pip's own settings, for example PIP_INDEX_URL
+# ARGS    more arguments of `engine train`, pytest or a benchmark
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH_REQUIREMENT := $(if $(findstring torch,$(TORCH)),$(TORCH),torch==$(TORCH))
+BENCHMARKS := $(filter-out %/__init__.py %/harness.py,$(wildcard benchmarks/*.py))
+
+.PHONY: build train test soak lint bench clean distclean help FORCE
+.DELETE_ON_ERROR:
+
+build: $(VENV)/.built  ## environment and compiled extension (the default)
+
+train: build  ## train the default configuration: make train ARGS="model=lenet run.epochs=5"
+	$(BIN)/engine train $(ARGS)
+
+test: build  ## every test but the long ones: make test ARGS="tests/core -k philox"
+	$(BIN)/pytest -m "not soak" $(ARGS)
+
+soak: build  ## the long tests alone
+	$(BIN)/pytest -m soak $(ARGS)
+
+lint: build  ## style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench  ## every benchmark, quickly: make bench ARGS=--json
+	set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick $(ARGS); done
+
+clean:  ## remove what was built; the environment and runs/ stay
+	rm -rf build dist *.egg-info engine/*.so $(VENV)/.built .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV)
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	    printf '%-10s %s\n' "$$name" "$$text"; done
+	@sed -n '3,7s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+
+# The environment. Stamps lie in it, so a second call finds it ready at once and removing it starts afresh.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name one: make PYTHON=python3.11"; \
+	    exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: what is installed after it must fit the torch that was asked for, not bring another.
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt $(VENV)/.torch | $(BIN)/python
+	$(INSTALL) '$(TORCH_REQUIREMENT)'
+	$(INSTALL) -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+# ninja keeps the objects under build/: after a change in csrc/ only what it touches is compiled again.
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.plugins setup.py pyproject.toml $(shell find csrc -type f)
+	$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.built requirements-bench.txt
+	$(INSTALL) -r requirements-bench.txt
+	@touch $@
+
+# Two facts that are no files, written down when they change: the torch asked for, and the folders of plugins/,
+# which an installation records as entry points.
+$(VENV)/.torch: FACT = $(TORCH_REQUIREMENT)
+$(VENV)/.plugins: FACT = $(wildcard plugins/*/__init__.py)
+$(VENV)/.torch $(VENV)/.plugins: FORCE | $(BIN)/python
+	@printf '%s\n' '$(FACT)' | cmp -s - $@ || printf '%s\n' '$(FACT)' > $@

@@ -1,0 +1,217 @@
+"""From options to a run: the order in which components meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine import manifest
+from engine.checkpoint import Checkpoints
+from engine.ema import WeightAverage
+from engine.errors import UsageError
+from engine.folder import claim, record
+from engine.guard import Guard
+from engine.interfaces import Augmentation, Batch, KernelRow, LossFunction, Source
+from engine.loader import Layout, Loader, TestLoader
+from engine.metrics import Best, Metrics
+from engine.options import Options
+from engine.parts import Parts
+from engine.randomness import Key, seed_torch
+from engine.rates import Rates
+from engine.registry import observers
+from engine.run import Run
+from engine.session import Session
+from engine.state import restore
+
+
+def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
+    """Return the run that ``session`` describes, restored if it resumes; its folder is claimed.
+
+    ``tell`` hears what a user should know (a damaged checkpoint passed over). Raises UsageError, with nothing
+    overwritten, for options, data or a checkpoint that do not fit together.
+    """
+    options, out = session.options, session.out
+    start = starting_point(options.resume, out, tell)
+    device = prepare_device(options)
+    precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
+    key = Key.of(options.run.seed)
+    layout = Layout(device, precision.dtype, options.run.channels_last)
+    train, test = open_splits(options)
+    augmentations = build_augmentations(options, lambda: train)
+    reading: dict[str, Any] = {
+        "batch": options.run.batch, "threads": options.data.threads, "prefetch": options.data.prefetch,
+        "layout": layout, "rank": strategy.rank, "world": strategy.world,
+    }  # fmt: skip
+    loader = Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
+    model = build_model(options, train, loader.example(), loss, key)
+    steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
+    watched, higher_is_better = next(iter(loss.metrics.items()))
+    run = Run(
+        options=options,
+        loader=loader,
+        test=TestLoader(test, augmentations, **reading),
+        loss=loss,
+        precision=precision,
+        strategy=strategy,
+        model=model.to(device),
+        device=device,
+        hooks=observers({name: choice.build() for name, choice in options.observe.items()}),
+        checkpoints=Checkpoints(out, options.save.keep, options.save.best, higher_is_better),
+        best=Best(watched, higher_is_better),
+        key=key,
+        stages=options.transfer.build().stages(steps),
+        enter_stage=enter_stage,
+        out=out,
+        config=session.config,
+        overrides=session.overrides,
+        choices=session.choices,
+        sweep=session.sweep,
+        lock=claim(out, resuming=start is not None),
+    )
+    if start is not None:
+        restore(run, start)
+    record(out, session.config)
+    return run
+
+
+def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:
+    """Return the checkpoint to go on from, or None for a fresh start.
+
+    Raises UsageError for a path without a valid checkpoint, or one behind which ``out`` holds newer ones.
+    """
+    if resume == "none":
+        return None
+    if resume == "auto":
+        return manifest.newest_valid(out, tell)
+    start = manifest.locate(Path(resume), tell)
+    newer = [folder for folder in manifest.checkpoints(out) if folder.name > start.name]
+    if (Path(resume) / manifest.NAME).is_file() and newer:
+        raise UsageError(
+            f"resume={resume} is older than {newer[0].name} in out={out}: give another out= to branch off, or "
+            f"resume={out} to go on with the newest"
+        )
+    return start
+
+
+def prepare_device(options: Options) -> torch.device:
+    """Return the device of ``run.device`` and set torch's deterministic mode; UsageError if there is none such."""
+    torch.use_deterministic_algorithms(options.run.deterministic)
+    if options.run.deterministic:
+        torch.backends.cudnn.benchmark = False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
+    wanted = options.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
+    return device
+
+
+def open_split(options: Options, split: str) -> Source:
+    """Return the "train" or "test" source; raises UsageError if it is empty."""
+    source = options.data.build(split)
+    if len(source) == 0:
+        raise UsageError(f"data: the {split} set is empty")
+    return source
+
+
+def open_splits(options: Options) -> tuple[Source, Source]:
+    """Return the training and the test source; raises UsageError if they disagree about the classes."""
+    train, test = open_split(options, "train"), open_split(options, "test")
+    if list(train.classes) != list(test.classes):
+        raise UsageError(
+            f"data: the training set has classes {list(train.classes)[:5]}..., the test set {list(test.classes)[:5]}..."
+        )
+    return train, test
+
+
+def build_augmentations(options: Options, training: Callable[[], Source]) -> dict[str, Augmentation]:
+    """Return the augmentations in their order, each having learnt what it needs from the training source."""
+    augmentations = {name: choice.build() for name, choice in options.augment.items()}
+    for augmentation in augmentations.values():
+        augmentation.prepare(training)
+    return augmentations
+
+
+def build_model(options: Options, source: Source, example: Batch, loss: LossFunction, key: Key) -> nn.Module:
+    """Return the model, initialised from the key's own draws, after trying it on two samples.
+
+    Raises UsageError if it cannot take the images or does not return what the loss needs.
+    """
+    shape = (example.images.shape[1], example.images.shape[2], example.images.shape[3])
+    outputs = loss.outputs(len(source.classes)) if source.classes else example.targets.shape[1]
+    seed_torch(key.at("init"), torch.device("cpu"))
+    model = options.model.build(shape, outputs)
+    model.eval()
+    try:
+        with torch.no_grad():
+            given = model(example.images.to("cpu", torch.float32))
+    except RuntimeError as error:
+        raise UsageError(f"model cannot take images of shape {shape}: {str(error).splitlines()[0]}") from error
+    heads = [given] if isinstance(given, torch.Tensor) else list(given)
+    if heads[0].shape != (len(example), outputs):
+        raise UsageError(
+            f"model returns {list(heads[0].shape)} for {len(example)} images of {len(source.classes)} classes; "
+            f"the loss needs {[len(example), outputs]}"
+        )
+    return model.train()
+
+
+def enter_stage(run: Parts) -> None:
+    """Assemble the stage that ``run.position`` is in: what trains, in which numbers, by which kernels and optimiser."""
+    options, stage = run.options, run.stages[run.position.stage]
+    options.transfer.build().prepare(run.model, stage)
+    run.model = run.strategy.shard(run.precision.convert(run.model))
+    if options.run.channels_last:
+        run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = run.loader.example().images
+    rows = options.kernels.build().apply(run.model, (run.loader.batch, *example.shape[1:]))
+    run.tables = [kernel_table(rows)]
+    groups = parameter_groups(run.model)
+    run.parameters = [parameter for group in groups for parameter in group["params"]]
+    run.optimizer = options.optim.build(groups)
+    run.rates = Rates(run.optimizer, options.schedule.build(stage.steps), stage.steps, run.device)
+    run.guard = Guard(run.model, options.run.nonfinite, run.device)
+    run.metrics = Metrics(list(run.loss.metrics), run.device, run.strategy, masked=run.guard.skips)
+    run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
+    run.network = run.strategy.wrap(run.model)
+    if options.run.compile:
+        run.network.compile()  # in place: parameter names, and so checkpoints, stay the same
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return what trains, in two groups: filters and matrices, which decay, and vectors (biases, norms), which do not.
+
+    Each group holds "params", their "names", and "decays". Raises UsageError if nothing trains.
+    """
+    named: Mapping[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise UsageError("no parameter of the model trains: choose another transfer or model")
+    groups = []
+    for decays in (True, False):
+        chosen = {name: p for name, p in named.items() if (p.ndim > 1) == decays}
+        if chosen:
+            groups.append({"params": list(chosen.values()), "names": list(chosen), "decays": decays})
+    return groups
+
+
+def kernel_table(rows: Any) -> str:
+    """Return the table that says which kernel computes which layers, and why; like layers share a line."""
+    together: dict[tuple[str, str], list[str]] = {}
+    row: KernelRow
+    for row in rows:
+        together.setdefault((row.kernel, row.reason), []).append(row.layer)
+    lines = []
+    for (kernel, reason), layers in together.items():
+        names = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} ... {layers[-1]} ({len(layers)} layers)"
+        lines.append(f"kernels: {names}: {kernel} ({reason})")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""Takes a command line apart without Hydra: flags, the job's name, and the overrides as they were typed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from engine.errors import UsageError
+from engine.options import RunOptions, SaveOptions
+from engine.registry import Registry
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any], str], ...] = (
+    (("-h", "--help"), {"action": "store_true"}, "this help; after a job and choices, their fields too"),
+    (("-m", "--multirun"), {"action": "store_true"}, "sweep: one run for each combination of values a,b,c"),
+    (("-c", "--cfg"), {"choices": ("job", "hydra", "all")}, "print the composed configuration instead of running"),
+    (("-p", "--package"), {"metavar": "KEY"}, "with --cfg: print only this part of it"),
+    (("--resolve",), {"action": "store_true"}, "with --cfg: resolve ${...} first"),
+    (("-i", "--info"), {"nargs": "?", "const": "all", "choices": INFO}, "print how Hydra composed it"),
+    (("-cd", "--config-dir"), {"metavar": "DIR"}, "a folder with your own presets and experiments"),
+    (("-sc", "--shell-completion"), {"action": "store_true"}, "install=bash, uninstall=bash (also zsh, fish)"),
+    (("--version",), {"action": "store_true"}, "print the engine's version"),
+)
+SHORT = re.compile(r"(\+{0,2}|~)([A-Za-z_]\w*)(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line taken apart: ``words`` are all arguments that are not flags, in order."""
+
+    flags: argparse.Namespace
+    words: list[str]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see engine --help")
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Separate flags from words, wherever they stand. Raises UsageError for an unknown or contradictory flag."""
+    parser = _Parser(prog="engine", add_help=False, allow_abbrev=False)
+    for names, settings, _ in FLAGS:
+        parser.add_argument(*names, **settings)
+    parser.add_argument("words", nargs="*")
+    flags, unknown = parser.parse_known_intermixed_args(list(argv))
+    if unknown:
+        raise UsageError(f"{unknown[0]}: no such flag{_meant(unknown[0])}")
+    modes = [name for name in ("multirun", "cfg", "info", "shell_completion") if getattr(flags, name)]
+    if len(modes) > 1:
+        raise UsageError(f"--{modes[0]} and --{modes[1].replace('_', '-')} exclude each other: give one of them")
+    if (flags.resolve or flags.package) and not flags.cfg:
+        raise UsageError("--resolve and --package say how --cfg prints: add --cfg job")
+    return Command(flags, flags.words)
+
+
+def _meant(flag: str) -> str:
+    """Point from a flag that does not exist to one that does, or to the option that was meant."""
+    name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    options = [("run", RunOptions), ("save", SaveOptions)]
+    known = {f.name: f"{group}.{f.name}" for group, fields in options for f in dataclasses.fields(fields)}
+    if name.rpartition(".")[2] in known:
+        return f"; options are given without dashes: {known[name.rpartition('.')[2]]}=..."
+    near = get_close_matches(flag, [long for names, _, _ in FLAGS for long in names], n=1)
+    return f"; did you mean '{near[0]}'?" if near else "; options are given without dashes (key=value)"
+
+
+def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str, list[str]]:
+    """Return the job that ``words`` name, and the overrides with that job's short fields written out.
+
+    ``evaluate checkpoint=x`` gives ("evaluate", ["job.checkpoint=x"]). Raises UsageError for an unknown job,
+    one named twice, or a word that is neither a job nor an override.
+    """
+    overrides = list(words)
+    named = [word.partition("=")[2] for word in overrides if word.startswith("job=")]
+    if overrides and not looks_like_override(overrides[0]):
+        named.insert(0, overrides.pop(0))
+    if len(named) > 1:
+        raise UsageError(f"the job is given twice: {' and '.join(named)}")
+    for word in overrides:
+        if not looks_like_override(word):
+            first = f"; a job comes first: engine {word} ..." if word in registry.names("job") else ""
+            raise UsageError(f"'{word}' is not an override; write key=value{first}")
+    job = named[0] if named else default
+    fields = {f.name for f in dataclasses.fields(registry.entry("job", job).options)}
+    return job, [_written_out(word, fields) for word in overrides if not word.startswith("job=")]
+
+
+def looks_like_override(word: str) -> bool:
+    """Say whether a word is meant as an override: it has a value, or it deletes something."""
+    return "=" in word or word.startswith("~")
+
+
+def _written_out(word: str, job_fields: set[str]) -> str:
+    match = SHORT.fullmatch(word)
+    return f"{match[1]}job.{match[2]}{match[3]}" if match and match[2] in job_fields else word

@@ -1,0 +1,90 @@
+"""Turning the bytes of JPEG and PNG files into pixels."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from engine.errors import UsageError
+
+FORMATS = ("JPEG", "PNG")
+MODES = {1: "L", 3: "RGB"}
+# What Pillow raises for damaged files; its parsers let some of their own troubles through.
+DAMAGED = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
+    """Return a JPEG's or PNG's pixels, upright, as uint8 of ``shape`` = (1 or 3 channels, height, width).
+
+    The image is scaled so that it just covers (height, width), bilinear and antialiased, and cropped to the
+    middle. Its EXIF orientation is applied. Transparency is laid over white; CMYK is converted without a colour
+    profile; 16-bit gray is scaled to 8 bits; grayscale is 0.299 R + 0.587 G + 0.114 B. A JPEG four times too large
+    or more is first reduced by 2, 4 or 8 while decoding. Raises UsageError, saying why, for a file that is
+    damaged or of another format.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            # Twice what is needed leaves the antialiasing to the resize; a square suits either orientation.
+            image.draft(None, (2 * max(height, width),) * 2)
+            upright = _upright(image)
+        fitted = ImageOps.fit(_in_mode(upright, MODES[channels]), (width, height), Image.Resampling.BILINEAR)
+    except DAMAGED as error:
+        raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
+    pixels = torch.from_numpy(np.array(fitted)).view(height, width, channels)
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def fault_of(path: Path) -> str:
+    """Return why a file's header is not that of a JPEG or PNG, "" if it is; the pixels are not looked at."""
+    try:
+        if path.stat().st_size == 0:
+            return "empty"
+        with Image.open(path, formats=FORMATS):
+            return ""
+    except DAMAGED as error:
+        return _reason(error)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, struct.error):
+        orientation = None  # as viewers do: what cannot be read asks for no rotation, and the pixels may be sound
+    image.load()
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image as "L" or "RGB", where Pillow's own conversion would clip or uncover hidden colours."""
+    if image.mode.startswith("I"):  # 16-bit gray
+        scaled = np.asarray(image).astype(np.float32) * (255 / 65535)
+        image = Image.fromarray(scaled.round().astype(np.uint8))
+    elif image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+    return image.convert(mode)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a JPEG or PNG"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,58 @@
+"""A moving average of the weights, to evaluate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+
+class WeightAverage:
+    """After every applied update, average = decay x average + (1 - decay) x weights.
+
+    Floating-point buffers (BatchNorm's statistics) are averaged likewise. A masked update leaves the
+    average bit-equal. Nothing waits for the device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        state = model.state_dict()
+        self._names = [name for name, value in state.items() if value.is_floating_point()]
+        self._weights = [state[name] for name in self._names]  # these alias the model's own memory
+        self._average = [weight.detach().clone() for weight in self._weights]
+        self._share = 1 - decay
+
+    @torch.no_grad()
+    def update(self, applied: Tensor) -> None:
+        """Take in the present weights unless ``applied`` (a bool scalar on the device) is False."""
+        steps = torch._foreach_sub(self._weights, self._average)
+        torch._foreach_mul_(steps, applied * self._share)
+        torch._foreach_add_(self._average, steps)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within ``with``, the model holds the averages; its own weights come back, bit-equal, on leaving."""
+        own = [weight.clone() for weight in self._weights]
+        self._copy(self._weights, self._average)
+        try:
+            yield
+        finally:
+            self._copy(self._weights, own)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the averages under the model's parameter names."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up averages that ``state`` returned; the names must be the model's."""
+        self._copy(self._average, [state[name] for name in self._names])
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(to: list[Tensor], source: list[Tensor]) -> None:
+        for target, value in zip(to, source, strict=True):
+            target.copy_(value)
+
+

@@ -1,0 +1,43 @@
+"""Means over a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+from torch import nn
+
+from engine.interfaces import Batch, LossFunction, Precision, Strategy
+from engine.metrics import Metrics
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: LossFunction,
+    precision: Precision,
+    strategy: Strategy,
+    weights: Iterable[AbstractContextManager[None]] = (),
+) -> dict[str, float]:
+    """Return the mean loss and metrics over all samples of all processes, with the model in evaluation mode.
+
+    weights: contexts that put other weights into the model (moving average, evaluation precision), entered in
+    this order. The model comes back in the mode and with the weights it had.
+    """
+    device = next(model.parameters()).device
+    metrics = Metrics(list(loss.metrics), device, strategy)
+    training = model.training
+    with ExitStack() as stack:
+        for context in weights:
+            stack.enter_context(context)
+        model.eval()
+        try:
+            for batch in batches:
+                with precision.forward():
+                    outputs = model(batch.images)
+                    metrics.add(loss(outputs, batch.targets), loss.measure(outputs, batch.targets), len(batch))
+        finally:
+            model.train(training)
+    return metrics.read()

@@ -1,0 +1,99 @@
+"""What happens when a loss or a gradient is not finite: the update is masked on the device, never half applied.
+
+policy "stop": the mask latches, so the weights keep the values they had before the bad step; the next log
+reads the flag and names the layer by replaying the batch. policy "skip": the step is left out, BatchNorm's
+running statistics included, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.interfaces import Batch, Precision, Strategy
+
+
+class Guard:
+    """Decides on the device, each step, whether its update is applied.
+
+    ``bad``: float32 scalar, 1.0 where this step must not be applied. ``applied``: bool scalar, its opposite.
+    ``latched`` (policy "stop"): 1.0 since the first value that was not finite.
+    """
+
+    def __init__(self, model: nn.Module, policy: str, device: torch.device) -> None:
+        self.skips = policy == "skip"
+        self.latched = torch.zeros((), device=device)
+        self.bad = torch.zeros((), device=device)
+        self.applied = torch.ones((), dtype=torch.bool, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
+        self._buffers = [b for b in model.buffers() if self.skips]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def check(self, values: list[Tensor], precision_flag: Tensor | None, strategy: Strategy) -> Tensor:
+        """Return ``bad``, from scalars that must be finite and the precision's own flag, agreed by all processes."""
+        if self.skips:
+            self.latched.zero_()
+        # The kernel that torch's own gradient scaler uses: one launch sets the flag; scaling by 1 changes nothing.
+        torch._amp_foreach_non_finite_check_and_unscale_(values, self.latched, self._one)
+        strategy.agree(self.latched)
+        if precision_flag is None:
+            self.bad = self.latched
+        else:  # a scaled loss overflows now and then: such a step is left out, under either policy
+            torch.maximum(self.latched, strategy.agree(precision_flag), out=self.bad)
+        return self.bad
+
+    def settle(self) -> Tensor:
+        """After the update: return ``applied``; put back the buffers that a skipped step changed, and count it."""
+        torch.eq(self.bad, 0, out=self.applied)
+        if self.skips:
+            self.skipped.add_(~self.applied)
+            for buffer, kept in zip(self._buffers, self._kept, strict=True):
+                buffer.copy_(torch.where(self.applied, buffer, kept))
+                kept.copy_(buffer)
+        return self.applied
+
+    def keep(self) -> None:
+        """Remember the model's present buffers as good, after they were loaded from a checkpoint."""
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            kept.copy_(buffer)
+
+
+@torch.no_grad()
+def name_culprit(model: nn.Module, batch: Batch, loss_of: Callable[[Any, Tensor], Tensor], precision: Precision) -> str:
+    """Return, in words, where a batch's forward pass first stops being finite: data, weights, a layer, the loss.
+
+    Returns "" if all of it is finite.
+    """
+    if not _finite(batch.images) or not _finite(batch.targets):
+        return "the batch itself holds values that are not finite"
+    for name, value in model.named_parameters():
+        if not _finite(value):
+            return f"'{name}' holds values that are not finite"
+    culprits: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not culprits and isinstance(output, Tensor) and not _finite(output):
+                culprits.append(name)
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        with precision.forward():
+            loss = loss_of(model(batch.images), batch.targets)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if culprits:
+        return f"the output of layer '{culprits[0]}' is the first that is not finite"
+    return "" if _finite(loss) else "every layer's output is finite, the loss is not"
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -1,0 +1,233 @@
+"""The ordered, prefetching, augmenting reader of a source.
+
+The stream of training samples is endless: epoch after epoch, each in its own random order, numbered from 0.
+A position in that stream says all there is to know, so the batches of step k are a pure function of
+(seed, position): the same for any number of threads, prefetch depth and world size, and a resume costs
+nothing. The last samples of an epoch that do not fill a step are left out of that epoch (each epoch leaves out
+others), so that every step has the same shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.decode import decode
+from engine.errors import UsageError
+from engine.interfaces import Augmentation, Batch, Source
+from engine.randomness import Key, permutation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is: steps attempted, next global sample of the stream, stage."""
+
+    step: int = 0
+    sample: int = 0
+    stage: int = 0
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step trains on. count: samples over all processes; epochs_done: set on an epoch's last step."""
+
+    batches: Sequence[Batch]
+    count: int
+    epoch: int
+    epochs_done: int | None
+    end: Position
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In what form batches are handed over."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def place(self, batch: Batch) -> Batch:
+        """Return the batch on the device, in the layout's type and memory order."""
+        images, targets = batch.images, batch.targets
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32).div_(255)  # no augmentation made numbers of the pixels: 0..1
+        images = images.to(self.dtype)
+        targets = targets.to(self.dtype) if targets.is_floating_point() else targets
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            images, targets = images.pin_memory(), targets.pin_memory()
+        return Batch(
+            images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), batch.samples
+        )
+
+
+class Loader:
+    """Yields the training steps of this process from any position on."""
+
+    def __init__(
+        self,
+        source: Source,
+        augmentations: Mapping[str, Augmentation],
+        key: Key,
+        *,
+        batch: int,
+        accumulate: int = 1,
+        threads: int = 0,
+        prefetch: int = 4,
+        layout: Layout | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.source = source
+        self.batch, self.accumulate = batch, accumulate
+        self.count = batch * accumulate
+        self.steps_per_epoch = len(source) // self.count
+        self.waited = 0.0  # seconds the training thread has waited for data
+        self._augmentations = {name: (op, key.at("augment", name)) for name, op in augmentations.items()}
+        self._threads, self._prefetch = threads, prefetch
+        self._layout = layout or Layout()
+        self._rank, self._world = rank, world
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(key.at("order", epoch), len(source)))
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"run.batch={batch} x run.accumulate={accumulate} needs {self.count} images a step, but the training "
+                f"set has {len(source)}: choose a smaller run.batch"
+            )
+        if batch % world:
+            raise UsageError(f"run.batch={batch} cannot be shared by {world} processes: choose a multiple of {world}")
+
+    def steps(self, position: Position) -> Iterator[Step]:
+        """Yield steps without end, beginning at ``position``; an unreadable record raises UsageError naming it."""
+        for step, waited in prefetched(self._step, self._positions(position), self._threads, self._prefetch):
+            self.waited += waited
+            yield step
+
+    def step_at(self, position: Position) -> Step:
+        """Return the one step at ``position``, made here and now (to replay it, for instance)."""
+        return self._step(next(self._positions(position)))
+
+    def example(self) -> Batch:
+        """Return two training samples, prepared as every batch is: what the model will be given."""
+        return self._layout.place(self._augmented([0, len(self.source) - 1], torch.arange(2)))
+
+    def _positions(self, position: Position) -> Iterator[Position]:
+        length = len(self.source)
+        while True:
+            left = length - position.sample % length
+            if left < self.count:  # the rest of the epoch does not fill a step
+                position = Position(position.step, position.sample + left, position.stage)
+            yield position
+            position = Position(position.step + 1, position.sample + self.count, position.stage)
+
+    def _step(self, start: Position) -> Step:
+        epoch, offset = divmod(start.sample, len(self.source))
+        share = self.batch // self._world
+        batches = []
+        for micro in range(self.accumulate):
+            first = micro * self.batch + self._rank * share
+            samples = torch.arange(start.sample + first, start.sample + first + share)
+            indices = self._order(epoch)[offset + first : offset + first + share]
+            batches.append(self._layout.place(self._augmented(indices.tolist(), samples)))
+        last = offset + 2 * self.count > len(self.source)
+        end = Position(start.step + 1, start.sample + self.count, start.stage)
+        return Step(batches, self.count, epoch, epoch + 1 if last else None, end)
+
+    def _augmented(self, indices: Sequence[int], samples: Tensor) -> Batch:
+        images, targets = read(self.source, indices)
+        for augmentation, key in self._augmentations.values():
+            shape = (images.shape[1], images.shape[2], images.shape[3])
+            images, targets = augmentation.apply(images, targets, augmentation.draw(key, samples, shape))
+        return Batch(images, targets, samples)
+
+
+class TestLoader:
+    """Yields a test split once, in order, this process's share of each batch; the last batch may be smaller."""
+
+    __test__ = False  # its name is no pytest class
+
+    def __init__(
+        self,
+        source: Source,
+        augmentations: Mapping[str, Augmentation],
+        *,
+        batch: int,
+        threads: int = 0,
+        prefetch: int = 4,
+        layout: Layout | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.source = source
+        self._augmentations, self._batch = list(augmentations.values()), batch
+        self._threads, self._prefetch, self._layout = threads, prefetch, layout or Layout()
+        self._rank, self._world = rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        firsts = range(self._rank * self._batch, len(self.source), self._world * self._batch)
+        for batch, _ in prefetched(self.batch_at, firsts, self._threads, self._prefetch):
+            yield batch
+
+    def batch_at(self, first: int) -> Batch:
+        """Return the batch that begins with record ``first``."""
+        indices = range(first, min(first + self._batch, len(self.source)))
+        images, targets = read(self.source, indices)
+        for augmentation in self._augmentations:
+            images = augmentation.test(images)
+        return self._layout.place(Batch(images, targets, torch.tensor(indices)))
+
+
+def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the images [n, c, h, w] and targets of records, decoded to the source's shape.
+
+    Raises UsageError naming a record that cannot be decoded.
+    """
+    records = source.records(indices)
+    if isinstance(records.images, Tensor):
+        return records.images, records.targets
+    images = torch.empty((len(indices), *source.shape), dtype=torch.uint8)
+    for place, (index, data) in enumerate(zip(indices, records.images, strict=True)):
+        try:
+            images[place] = decode(data, source.shape)
+        except UsageError as error:
+            raise UsageError(f"{source.name_of(index)} {error}") from error
+    return images, records.targets
+
+
+def prefetched(
+    make: Callable[[T], object], tasks: Iterable[T], threads: int, depth: int
+) -> Iterator[tuple[object, float]]:
+    """Yield ``(make(task), seconds waited for it)`` in order, up to ``depth`` of them made ahead by threads.
+
+    With 0 threads each is made when asked for. An exception in ``make`` is raised at its turn.
+    """
+    if threads == 0:
+        for task in tasks:
+            begun = time.perf_counter()
+            made = make(task)
+            yield made, time.perf_counter() - begun
+        return
+    upcoming = iter(tasks)
+    queue: deque[Future[object]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="engine-loader")
+    try:
+        while True:
+            while len(queue) < depth and (task := next(upcoming, None)) is not None:
+                queue.append(pool.submit(make, task))
+            if not queue:
+                return
+            begun = time.perf_counter()
+            made = queue.popleft().result()
+            yield made, time.perf_counter() - begun
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

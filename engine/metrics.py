@@ -1,0 +1,111 @@
+"""Sums kept on the device, read once per log interval, and the best evaluation so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.interfaces import Strategy
+
+
+class Metrics:
+    """The loss and a loss function's metrics, summed over samples until ``read`` turns them into means.
+
+    Adding never waits for the device. Sums are float64. With ``masked``, what a step adds counts only once
+    ``settle`` has told that the step was applied.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device, strategy: Strategy, masked: bool = False) -> None:
+        self.names = ("loss", *names)
+        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)  # the last cell: samples
+        self._pending = torch.zeros_like(self.sums) if masked else None
+        self._cells = list((self.sums if self._pending is None else self._pending).unbind())
+        self._counts: dict[int, Tensor] = {}
+        self._strategy = strategy
+
+    def add(self, loss: Tensor, measures: Sequence[Tensor], samples: int) -> None:
+        """Add a batch's summed loss and summed metrics (scalars on the device)."""
+        count = self._counts.get(samples)
+        if count is None:
+            count = self._counts[samples] = torch.tensor(float(samples), dtype=torch.float64, device=self.sums.device)
+        torch._foreach_add_(self._cells, [loss.detach(), *measures, count])
+
+    def settle(self, applied: Tensor) -> None:
+        """End a step: forget what it added if it was masked (``applied`` False), a bool on the device."""
+        if self._pending is not None:
+            self.sums += torch.where(applied, self._pending, 0.0)
+            self._pending.zero_()
+
+    def read(self, also: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """Return the means over all processes, plus the scalars in ``also``, in one transfer; then start anew.
+
+        Means over no samples are NaN.
+        """
+        extras = [value.detach().to(torch.float64).reshape(1) for value in (also or {}).values()]
+        numbers = torch.cat([self._strategy.sum(self.sums.clone()), *extras]).tolist()
+        self.sums.zero_()
+        places = len(self.names)
+        samples = numbers[places]
+        means = [total / samples if samples else math.nan for total in numbers[:places]]
+        return dict(zip((*self.names, *(also or {})), (*means, *numbers[places + 1 :]), strict=True))
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, of the metric that early stopping and ``save.best`` watch."""
+
+    name: str
+    higher_is_better: bool
+    score: float | None = None
+    step: int = 0
+    stale: int = 0  # evaluations since
+    latest: float | None = None
+    latest_step: int = -1
+
+    def take(self, score: float, step: int) -> bool:
+        """Take note of an evaluation after ``step`` steps; return whether it is the best (NaN never is)."""
+        self.latest, self.latest_step = (None if math.isnan(score) else score), step
+        sign = 1 if self.higher_is_better else -1
+        if self.latest is not None and (self.score is None or sign * score > sign * self.score):
+            self.score, self.step, self.stale = score, step, 0
+            return True
+        self.stale += 1
+        return False
+
+
+class Clock:
+    """Measures throughput between two readings, time spent evaluating and saving left out."""
+
+    def __init__(self) -> None:
+        self.started = self._since = time.perf_counter()
+        self._paused = self._waited = 0.0
+        self._sample = 0
+
+    def start(self, sample: int, waited: float) -> None:
+        """Begin an interval at a stream position, with the loader's total waiting time so far."""
+        self._since, self._paused, self._sample, self._waited = time.perf_counter(), 0.0, sample, waited
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens within ``with`` out of the interval."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
+
+    def read(self, sample: int, waited: float) -> dict[str, float]:
+        """Return images per second and the share of time spent waiting for data; begin the next interval."""
+        elapsed = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        speed = {
+            "speed/images_per_second": (sample - self._sample) / elapsed,
+            "speed/data_wait_share": (waited - self._waited) / elapsed,
+        }
+        self.start(sample, waited)
+        return speed

@@ -1,0 +1,108 @@
+"""What a run is made of: the fields that its loop works with and that observers may read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from engine import interfaces
+from engine.checkpoint import Checkpoints
+from engine.durations import Every
+from engine.ema import WeightAverage
+from engine.guard import Guard
+from engine.loader import Loader, Position, TestLoader
+from engine.metrics import Best, Clock, Metrics
+from engine.options import Options
+from engine.randomness import Key
+from engine.rates import Rates
+
+if TYPE_CHECKING:
+    from engine.run import Run
+
+
+@dataclass(kw_only=True, eq=False)
+class Parts:
+    """A run's components and state. ``engine.assemble`` fills it in; only the loop changes it."""
+
+    options: Options
+    loader: Loader
+    test: TestLoader | None
+    loss: interfaces.LossFunction
+    precision: interfaces.Precision
+    strategy: interfaces.Strategy
+    model: nn.Module  # the network itself, with canonical parameter names
+    device: torch.device
+    hooks: pluggy.HookRelay
+    checkpoints: Checkpoints
+    best: Best
+    key: Key
+    stages: Sequence[interfaces.Stage]
+    enter_stage: Callable[[Run], None]  # assembles the stage that ``position`` is in
+    out: Path
+    lock: IO[str] | None = None  # held while the run folder is ours
+    config: str = ""  # the composed configuration, as YAML
+    overrides: Sequence[str] = ()
+    choices: dict[str, Any] = field(default_factory=dict)  # group -> chosen name, or list of names
+    tables: list[str] = field(default_factory=list)  # printed at the start: which kernel computes what, and why
+    sweep: bool = False
+
+    position: Position = field(default_factory=Position)
+    epoch: int = -1  # of the step last begun; -1 before the first
+    clock: Clock = field(default_factory=Clock)
+    grad_norm: Tensor = field(init=False)  # of the last clipped or logged step
+
+    network: nn.Module = field(init=False)  # the model as the strategy wraps it for training
+    optimizer: torch.optim.Optimizer = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)  # those that train
+    rates: Rates = field(init=False)
+    guard: Guard = field(init=False)
+    metrics: Metrics = field(init=False)
+    average: WeightAverage | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        run = self.options.run
+        self.evaluate_every = Every.parse(run.evaluate_every, "run.evaluate_every")
+        self.save_every = Every.parse(self.options.save.every, "save.every")
+        self.grad_norm = torch.zeros((), device=self.device)
+        self.step_key = self.key.at("step", self.strategy.rank)
+        self.logging = False  # whether the metrics are read after the present step
+        self.recent: list[Position] = []  # where the steps since the last log began
+        self.saved_step = -1
+        self._weights: dict[int, Tensor] = {}
+        self.enter_stage(self)  # type: ignore[arg-type]
+
+    @property
+    def source(self) -> interfaces.Source:
+        """The training source."""
+        return self.loader.source
+
+    @property
+    def steps(self) -> int:
+        """The run's length in steps."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the training set."""
+        return self.loader.steps_per_epoch
+
+    @property
+    def stage_end(self) -> int:
+        """The step at which the present stage ends."""
+        return sum(stage.steps for stage in self.stages[: self.position.stage + 1])
+
+    def weight(self, samples: int) -> Tensor:
+        """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""
+        weight = self._weights.get(samples)
+        if weight is None:
+            value = 1.0 if self.loss.reduction == "sum" else 1.0 / samples
+            dtype = torch.promote_types(self.precision.dtype, torch.float32)
+            weight = self._weights[samples] = torch.tensor(value, dtype=dtype, device=self.device)
+        scale = self.precision.scale()
+        return weight if scale is None else weight * scale

@@ -1,0 +1,175 @@
+"""The loop. Everything that varies is a component; what happens in which order is written here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from engine.durations import seconds
+from engine.errors import RunFailed
+from engine.evaluation import evaluate
+from engine.guard import name_culprit
+from engine.hookspecs import HOT
+from engine.interfaces import Batch
+from engine.loader import Position, Step
+from engine.parts import Parts
+from engine.randomness import seed_torch
+from engine.registry import bind
+from engine.signals import StopRequests
+from engine.state import capture
+
+
+class Run(Parts):
+    """One training job, assembled by ``engine.assemble``; ``fit`` carries it out."""
+
+    def fit(self) -> str:
+        """Train until the end or until something stops the run; return the outcome that on_fit_end is told.
+
+        Raises RunFailed if the loss stops being finite (``run.nonfinite=stop``) or a checkpoint cannot be written.
+        """
+        with self.lifecycle() as stop:
+            steps = self.loader.steps(self.position)
+            while not (outcome := self.ending(stop)):
+                step = next(steps)
+                if step.epoch != self.epoch:
+                    self.epoch = step.epoch
+                    self.hooks.on_epoch_start(run=self, epoch=step.epoch)
+                self.train(step)
+                self.report(step)
+            self.save()
+            self.outcome = outcome
+        return outcome
+
+    def train(self, step: Step) -> None:
+        """Make one step; its update is masked on the device if a number is not finite."""
+        self.recent.append(self.position)
+        self.logging = self.log_due(step)
+        loss = self.strategy.forward_backward(self.loss_of, step.batches, self.weight(step.count))
+        for tell in self.on_backward_end:
+            tell(self)
+        overflow = self.precision.unscale(self.optimizer)
+        watched = [loss]
+        if self.options.run.clip is not None:
+            self.grad_norm = self.strategy.clip(self.parameters, self.options.run.clip)
+            watched += [self.grad_norm] if overflow is None else []
+        elif self.logging:
+            self.grad_norm = self.strategy.norm(self.parameters)
+        bad = self.guard.check(watched, overflow, self.strategy)
+        self.strategy.update(self.precision, self.optimizer, bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        applied = self.guard.settle()
+        self.rates.advance(applied)
+        if self.average:
+            self.average.update(applied)
+        self.metrics.settle(applied)
+        self.position = step.end
+        if self.on_step_end:
+            mean = loss / step.count
+            for tell in self.on_step_end:
+                tell(self, mean, applied)
+
+    def loss_of(self, batch: Batch, index: int) -> Tensor:
+        """Return a micro-batch's summed loss; what is drawn at random depends on (seed, step, index) alone."""
+        for tell in self.on_batch:
+            tell(self, batch)
+        seed_torch(self.step_key.at(self.position.step * self.loader.accumulate + index), self.device)
+        with self.precision.forward():
+            outputs = self.network(batch.images)
+            loss = self.loss(outputs, batch.targets)
+        with torch.no_grad():
+            self.metrics.add(loss, self.loss.measure(outputs, batch.targets), len(batch))
+        return loss
+
+    def report(self, step: Step) -> None:
+        """Do what is due after a step, always in this order: log, evaluate, end the epoch, save, next stage."""
+        done, improved = self.position.step, False
+        last = done == self.steps
+        if self.logging:
+            self.log()
+        if self.evaluate_every.due(done, step.epochs_done) or (last and not self.evaluate_every.never):
+            improved = self.evaluate()
+        if step.epochs_done is not None:
+            self.hooks.on_epoch_end(run=self, epoch=step.epoch)
+        if done == self.stage_end and not last:
+            self.position = Position(done, self.position.sample, self.position.stage + 1)
+            self.enter_stage(self)
+        if self.save_every.due(done, step.epochs_done) or (improved and self.options.save.best):
+            self.save()
+
+    def log_due(self, step: Step) -> bool:
+        """Return whether the metrics are read after ``step``: in the chosen rhythm, and when an epoch or the run ends."""
+        done = step.end.step
+        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.steps
+
+    def log(self) -> None:
+        """Tell the observers the numbers since the last log; the one place where the host waits for the device."""
+        count = {"train/skipped": self.guard.skipped} if self.guard.skips else {}
+        scalars = self.metrics.read(
+            {"train/lr": self.rates.first, "train/grad_norm": self.grad_norm, "masked": self.guard.latched, **count}
+            | self.strategy.telemetry() | self.precision.telemetry()
+        )  # fmt: skip
+        if scalars.pop("masked") and not self.guard.skips:
+            raise RunFailed(self.diagnosis())
+        named = {tag if "/" in tag else f"train/{tag}": value for tag, value in scalars.items()}
+        self.recent.clear()
+        self.hooks.on_log(run=self, scalars=named | self.clock.read(self.position.sample, self.loader.waited))
+
+    def diagnosis(self) -> str:
+        """Return which step and which layer stopped being finite, by replaying the steps since the last log."""
+        for position in self.recent:
+            for batch in self.loader.step_at(position).batches:
+                if culprit := name_culprit(self.model, batch, self.loss, self.precision):
+                    return f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
+        return f"a gradient before step {self.position.step} was not finite; lower optim.lr or set run.clip=1"
+
+    def evaluate(self) -> bool:
+        """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
+        with self.clock.paused():
+            weights = [self.average.swapped()] if self.average else []
+            weights.append(self.precision.evaluation_weights(self.model))
+            means = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, weights)
+            improved = self.best.take(means[self.best.name], self.position.step)
+            self.hooks.on_evaluate_end(run=self, scalars={f"test/{name}": mean for name, mean in means.items()})
+        return improved
+
+    def save(self) -> None:
+        """Write a checkpoint of this very step, unless it is written already."""
+        if self.saved_step != self.position.step:
+            with self.clock.paused():
+                observed: dict[str, object] = {}
+                self.hooks.on_save_checkpoint(run=self, state=observed)
+                self.checkpoints.save(self.position.step, *capture(self, observed))
+            self.saved_step = self.position.step
+
+    def ending(self, stop: StopRequests) -> str:
+        """Return why training ends now, or "" to go on; all processes get the same answer."""
+        if self.position.step >= self.steps:
+            return "done"
+        if self.options.run.patience is not None and self.best.stale >= self.options.run.patience:
+            return "early stop"
+        if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
+            return f"stopped by {stop.requested}" if stop.requested else "max_time"
+        return ""
+
+    @contextmanager
+    def lifecycle(self) -> Iterator[StopRequests]:
+        """Within ``with``, observers are bound and told of the start, of an exception, and always of the end."""
+        self.outcome = "failed"
+        self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
+        allowed = self.options.run.max_time
+        self.deadline = time.monotonic() + seconds(allowed, "run.max_time") if allowed else float("inf")
+        try:
+            self.hooks.on_fit_start(run=self)
+            self.network.train()
+            self.clock.start(self.position.sample, self.loader.waited)
+            with StopRequests() as stop:
+                yield stop
+        except BaseException as error:
+            self.hooks.on_exception(run=self, error=error)
+            raise
+        finally:
+            self.hooks.on_fit_end(run=self, outcome=self.outcome)

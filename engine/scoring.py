@@ -1,0 +1,53 @@
+"""Evaluating a model that is not being trained here: a checkpoint's, or anybody's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from engine import checkpoint, manifest
+from engine.assembly import build_augmentations, build_model, open_split, prepare_device
+from engine.evaluation import evaluate
+from engine.loader import Layout, TestLoader
+from engine.randomness import Key
+from engine.session import Session
+from engine.state import AVERAGE, MODEL
+from engine.weights import load_state, read_state
+
+
+def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple[dict[str, float], int]:
+    """Return the test split's mean loss and metrics with ``weights``, and how many images that is.
+
+    weights: a checkpoint or run folder (its averaged weights, if it kept an average), or a state dict's file.
+    ``tell`` hears which weights were read. Raises UsageError naming what does not fit.
+    """
+    options = session.options
+    device = prepare_device(options)
+    precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
+    state = weights_of(weights, tell)
+    test = open_split(options, "test")
+    augmentations = build_augmentations(options, lambda: open_split(options, "train"))
+    batches = TestLoader(
+        test, augmentations, batch=options.run.batch, threads=options.data.threads, prefetch=options.data.prefetch,
+        layout=Layout(device, precision.dtype, options.run.channels_last), rank=strategy.rank, world=strategy.world,
+    )  # fmt: skip
+    model = build_model(options, test, batches.batch_at(0), loss, Key.of(options.run.seed))
+    load_state(model, state, str(weights))
+    model = precision.convert(model.to(device))
+    options.kernels.build().apply(model, tuple(batches.batch_at(0).images.shape))
+    if options.run.compile:
+        model.compile()
+    return evaluate(model, batches, loss, precision, strategy, [precision.evaluation_weights(model)]), len(test)
+
+
+def weights_of(path: Path, tell: Callable[[str], None]) -> Mapping[str, Tensor]:
+    """Return the parameters that ``path`` means, verified; ``tell`` hears where they come from."""
+    if not path.is_dir():
+        return read_state(path)
+    folder = manifest.locate(path, tell)
+    facts, files = checkpoint.load(folder)
+    averaged = AVERAGE in files
+    tell(f"evaluating {folder}, after step {facts['step']}{', averaged weights' if averaged else ''}")
+    return {**files[MODEL], **files.get(AVERAGE, {})}

@@ -1,0 +1,154 @@
+"""Images as files in one folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine import UsageError
+from engine.decode import fault_of
+from engine.interfaces import Records, Source
+
+from .files import folder_at, listed, tell
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+THREADS = 8  # headers are read while others wait for the disk
+CHUNK = 256  # files that a thread inspects at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One file: its path below the split's folder, its class, its size, and why it is unreadable ("" if not)."""
+
+    path: str
+    target: int
+    bytes: int
+    fault: str
+
+
+class ImageFolder(Source):
+    """Gives files as they are on the disk, read when asked for; safe to ask from any number of threads.
+
+    The fingerprint covers the files' paths below ``folder``, their classes and their sizes in bytes.
+    """
+
+    def __init__(
+        self, folder: Path, files: Sequence[ImageFile], classes: Sequence[str], shape: tuple[int, int, int]
+    ) -> None:
+        self.classes, self.shape = tuple(classes), shape
+        self._folder = folder
+        self._paths = [file.path for file in files]
+        self._targets = torch.tensor([file.target for file in files])
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            digest.update(os.fsencode(f"{file.path}\0{file.target}\0{file.bytes}\0"))
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def records(self, indices: Sequence[int]) -> Records:
+        """Return the files' bytes; raises UsageError naming one that can no longer be read."""
+        return Records(
+            "encoded",
+            [self._read(index) for index in indices],
+            self._targets[torch.as_tensor(indices, dtype=torch.int64)],
+        )
+
+    def name_of(self, index: int) -> str:
+        """Return the path of a record's file."""
+        return str(self._folder / self._paths[index])
+
+    def _read(self, index: int) -> bytes:
+        try:
+            return (self._folder / self._paths[index]).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{self.name_of(index)} cannot be read ({error.strerror}); was it moved?") from error
+
+
+def open_folder(
+    root: str, split: str, shape: tuple[int, int, int], train: str, test: str | None, skip_unreadable: bool
+) -> ImageFolder:
+    """Return a split; every file's header has been read, so that unreadable ones are known before training.
+
+    Raises UsageError naming a folder that is missing or holds no images, a test class that is not trained, and
+    the unreadable files, unless they are to be skipped (then they are told).
+    """
+    if shape[0] not in (1, 3):
+        raise UsageError(f"data.channels={shape[0]}: must be 3 (colour) or 1 (grayscale)")
+    base = folder_at(root)
+    train_folder = _split_folder(base, "train", (train,))
+    classes = _classes(train_folder)
+    folder = train_folder
+    if split == "test":
+        folder = _split_folder(base, "test", TEST_FOLDERS if test is None else (test,))
+        unknown = sorted(set(_classes(folder)) - set(classes))
+        if unknown:
+            raise UsageError(f"{folder} has classes that {train_folder} lacks: {listed(unknown)}; make both agree")
+    files = _readable(folder, list(_inspected(folder, classes)), skip_unreadable)
+    used = {file.target for file in files}
+    empty = [name for number, name in enumerate(classes) if number not in used and (folder / name).is_dir()]
+    if empty:
+        raise UsageError(
+            f"{folder}: no readable {', '.join(ENDINGS)} file in class folder {listed(empty)}; "
+            "put images there or delete the folder"
+        )
+    return ImageFolder(folder, files, classes, shape)
+
+
+def _readable(folder: Path, files: Sequence[ImageFile], skip: bool) -> list[ImageFile]:
+    unreadable = [f"{file.path} ({file.fault})" for file in files if file.fault]
+    if unreadable and not skip:
+        raise UsageError(
+            f"{folder} has {len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)}: {listed(unreadable)}; "
+            "delete them or set data.skip_unreadable=true"
+        )
+    for name in unreadable:
+        tell(f"skipping {folder}{os.sep}{name}")
+    return [file for file in files if not file.fault]
+
+
+def _split_folder(base: Path, split: str, names: Sequence[str]) -> Path:
+    found = [name for name in names if (base / name).is_dir()]
+    if not found:
+        raise UsageError(f"data.root={base} has no folder {' or '.join(names)}; make it or set data.{split}")
+    if len(found) > 1:
+        raise UsageError(f"data.root={base} has {' and '.join(found)}; set data.{split} to the one to use")
+    return base / found[0]
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UsageError(f"{folder} has no class folders; put each class's images into a folder of its own")
+    return names
+
+
+def _inspected(folder: Path, classes: Sequence[str]) -> Iterator[ImageFile]:
+    """Yield all image files in the order of their classes and names."""
+    found = [(path, target) for target, name in enumerate(classes) for path in sorted(_images_below(folder, name))]
+    chunks = [found[first : first + CHUNK] for first in range(0, len(found), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for files in pool.map(lambda chunk: [_inspect(folder, *item) for item in chunk], chunks):
+            yield from files
+
+
+def _inspect(folder: Path, path: str, target: int) -> ImageFile:
+    fault = fault_of(folder / path)
+    return ImageFile(path, target, 0 if fault else os.path.getsize(folder / path), fault)
+
+
+def _images_below(folder: Path, name: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder / name, followlinks=True):
+        folders[:] = [sub for sub in folders if not sub.startswith(".")]
+        below = os.path.relpath(parent, folder)
+        for file in files:
+            if file.lower().endswith(ENDINGS) and not file.startswith("."):
+                yield os.path.join(below, file)

@@ -1,0 +1,19 @@
+"""``engine train``: assemble, fit, say how it ended."""
+
+from __future__ import annotations
+
+import sys
+
+from engine import Session, assemble
+from engine.errors import Stopped
+
+
+def train(session: Session) -> None:
+    """Train the composed run to its end; raises Stopped (exit code 75) if a signal ended it with a checkpoint."""
+    run = assemble(session, tell=lambda text: print(f"engine: {text}", file=sys.stderr))
+    outcome = run.fit()
+    if outcome.startswith("stopped by"):
+        raise Stopped(
+            f"{outcome} after step {run.position.step} of {run.steps}; checkpoint saved; "
+            f"engine train resume={session.out} goes on"
+        )

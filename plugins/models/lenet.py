@@ -1,0 +1,48 @@
+"""LeNet in the form that Caffe made common (its examples/mnist/lenet.prototxt)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from engine import UsageError
+
+SMALLEST = 13  # pixels; below it nothing is left for the second convolution
+
+
+class LeNet(nn.Module):
+    """Convolution 5x5 (20), pooling, convolution 5x5 (50), pooling, hidden layer of 500, ReLU, linear layer.
+
+    [n, channels, height, width] (13x13 at least) -> [n, outputs]; 431,080 parameters for 28x28 gray images of
+    10 classes. This is LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition")
+    as Caffe modernised it: maximum pooling 2x2 that keeps an odd last row, one ReLU after the hidden layer and
+    none after the convolutions, softmax instead of radial basis functions, full connections between the maps.
+    Weights start uniform in +-sqrt(3 / fan-in), Caffe's "xavier"; biases start at 0.
+    """
+
+    def __init__(self, inputs: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        channels, height, width = inputs
+        if min(height, width) < SMALLEST:
+            raise UsageError(
+                f"model=lenet needs images of at least {SMALLEST}x{SMALLEST}, not {height}x{width}: choose model=cnn"
+            )
+        self.conv1 = nn.Conv2d(channels, 20, 5)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.fc1 = nn.Linear(50 * _pooled(_pooled(height)) * _pooled(_pooled(width)), 500)
+        self.fc2 = nn.Linear(500, outputs)
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
+            bound = (3 / layer.weight[0].numel()) ** 0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores."""
+        x = nn.functional.max_pool2d(self.conv1(images), 2, ceil_mode=True)
+        x = nn.functional.max_pool2d(self.conv2(x), 2, ceil_mode=True)
+        return self.fc2(torch.relu(self.fc1(x.flatten(1))))
+
+
+def _pooled(size: int) -> int:
+    """Return the size after a 5x5 convolution and pooling that keeps an odd last row."""
+    return (size - 4 + 1) // 2

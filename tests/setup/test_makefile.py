@@ -1,0 +1,129 @@
+"""What ``make`` would run, in which order, and what it leaves alone: a stand-in for Python writes down its calls."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+# Makes an "environment" whose programs do nothing but add their name and arguments to calls.txt.
+PYTHON = """#!/bin/sh
+case "$1" in
+-c) exit {too_old} ;;
+-V) echo "Python 3.9.2" ;;
+-m) mkdir -p "$3/bin"
+    for name in python pip pytest engine; do
+        printf '#!/bin/sh\\necho "%s $*" >> "{calls}"\\n' $name > "$3/bin/$name"
+        chmod +x "$3/bin/$name"
+    done ;;
+esac
+"""
+
+
+def age(paths: Iterable[Path], seconds: int) -> None:
+    """Make files older, so that what a test writes next is newer even on a file system with coarse times."""
+    for path in paths:
+        facts = path.stat()
+        os.utime(path, (facts.st_atime, facts.st_mtime - seconds))
+
+
+class Checkout:
+    def __init__(self, folder: Path, too_old: bool = False) -> None:
+        self.folder, self.calls = folder, folder / "calls.txt"
+        self.python = folder / "stand-in"
+        self.python.write_text(PYTHON.format(too_old=int(too_old), calls=self.calls))
+        self.python.chmod(0o755)
+        age(folder.rglob("*"), 3600)
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        # Nothing of an outer make (this suite may run under one) may reach the inner one.
+        environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV"}}
+        command = ["make", f"PYTHON={self.python}", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+
+    def calls_of(self, *arguments: str) -> list[str]:
+        """Return what a successful ``make`` called."""
+        self.calls.write_text("")
+        done = self.make(*arguments)
+        assert done.returncode == 0, done.stderr
+        age((self.folder / ".venv").glob(".*"), 10)
+        return self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, copy_sources: Callable[[Path], Path]) -> Checkout:
+    return Checkout(copy_sources(tmp_path))
+
+
+def test_a_fresh_checkout_installs_torch_first_then_the_rest_then_builds_and_trains(checkout: Checkout) -> None:
+    torch, rest, build, train = checkout.calls_of("train", "ARGS=model=lenet run.epochs=2")
+    assert torch.endswith("--constraint constraints.txt torch==2.13.0")
+    assert rest.endswith("--constraint constraints.txt -r requirements.txt -r requirements-dev.txt")
+    assert build.endswith("--no-build-isolation --no-deps --editable .")
+    assert train == "engine train model=lenet run.epochs=2"
+
+
+def test_a_second_call_uses_the_environment_at_once(checkout: Checkout) -> None:
+    checkout.calls_of("test")
+    assert checkout.calls_of("test", "ARGS=-x") == ["pytest -m not soak -x"]
+    assert checkout.calls_of("train") == ["engine train"]
+
+
+@pytest.mark.parametrize("changed", ["csrc/cpu/philox.h", "csrc/new.cpp", "setup.py", "plugins/another/__init__.py"])
+def test_a_change_rebuilds_the_extension_but_not_the_environment(checkout: Checkout, changed: str) -> None:
+    checkout.calls_of("build")
+    path = checkout.folder / changed
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    (call,) = checkout.calls_of("build")
+    assert call.endswith("--editable .")
+
+
+def test_a_change_elsewhere_rebuilds_nothing(checkout: Checkout) -> None:
+    checkout.calls_of("build")
+    for path in ("engine/ops.py", "plugins/data/__init__.py"):
+        (checkout.folder / path).touch()
+    assert checkout.calls_of("build") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed"),
+    [("2.11.0", "torch==2.11.0"), ("torch>=2.12", "torch>=2.12"), ("./torch-2.13.0.whl", "./torch-2.13.0.whl")],
+)
+def test_another_torch_is_installed_when_asked_for(checkout: Checkout, asked: str, installed: str) -> None:
+    checkout.calls_of("build")
+    calls = checkout.calls_of("build", f"TORCH={asked}")
+    assert calls[0].endswith(f"constraints.txt {installed}")
+    assert checkout.calls_of("build", f"TORCH={asked}") == []
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path, copy_sources: Callable[[Path], Path]) -> None:
+    checkout = Checkout(copy_sources(tmp_path), too_old=True)
+    done = checkout.make("train")
+    assert done.returncode == 2
+    assert done.stdout.strip() == (
+        f"Python 3.11 or newer is needed, '{checkout.python}' is Python 3.9.2; name one: make PYTHON=python3.11"
+    )
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_help_lists_every_target_and_variable(checkout: Checkout) -> None:
+    text = checkout.make("help").stdout
+    for word in ("train", "test", "soak", "lint", "bench", "clean", "help", "PYTHON", "VENV", "TORCH", "ARGS"):
+        assert f"\n{word} " in f"\n{text}"
+
+
+def test_clean_keeps_environment_and_runs(checkout: Checkout) -> None:
+    checkout.calls_of("build")
+    products = [checkout.folder / name for name in ("build/x.o", "engine/_cpu.so", "plugins/__pycache__/a.pyc")]
+    kept = [checkout.folder / "runs/a/manifest.json", checkout.folder / ".venv/bin/pip"]
+    for path in [*products, kept[0]]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert checkout.make("clean").returncode == 0
+    assert [path.exists() for path in products + kept] == [False, False, False, True, True]
+    (call,) = checkout.calls_of("build")
+    assert call.endswith("--editable .")
