@@ -18,6 +18,7 @@ from engine.folder import claim, record
 from engine.guard import Guard
 from engine.interfaces import Augmentation, Batch, KernelRow, LossFunction, Source
 from engine.loader import Layout, Loader, TestLoader
+from engine.masking import maskable
 from engine.metrics import Best, Metrics
 from engine.options import Options
 from engine.parts import Parts
@@ -175,14 +176,18 @@ def enter_stage(run: Parts) -> None:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     example = run.loader.example().images
     rows = options.kernels.build().apply(run.model, (run.loader.batch, *example.shape[1:]))
-    run.tables = [kernel_table(rows)]
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
     run.rates = Rates(run.optimizer, options.schedule.build(stage.steps), stage.steps, run.device)
     run.guard = Guard(run.model, options.run.nonfinite, run.device)
-    run.metrics = Metrics(list(run.loss.metrics), run.device, run.strategy, masked=run.guard.skips)
+    run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.skips)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
+    run.tables = [kernel_table(rows)]
+    if not maskable(run.optimizer):
+        run.tables.append(
+            f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"
+        )
     run.network = run.strategy.wrap(run.model)
     if options.run.compile:
         run.network.compile()  # in place: parameter names, and so checkpoints, stay the same

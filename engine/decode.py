@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from engine.errors import UsageError
@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG")
 MODES = {1: "L", 3: "RGB"}
 # What Pillow raises for damaged files; its parsers let some of their own troubles through.
 DAMAGED = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
-UPRIGHT = {
+UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,6 +27,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 
 
 def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
@@ -41,13 +42,18 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            # Twice what is needed leaves the antialiasing to the resize; a square suits either orientation.
-            image.draft(None, (2 * max(height, width),) * 2)
-            upright = _upright(image)
-        fitted = ImageOps.fit(_in_mode(upright, MODES[channels]), (width, height), Image.Resampling.BILINEAR)
+            orientation = _orientation(image)
+            size = (height, width) if orientation in SIDEWAYS else (width, height)
+            # Twice what is needed leaves the antialiasing to the resize.
+            reduced = image.draft(None, (2 * size[0], 2 * size[1]))
+            # Where a reduced side is no whole number, the last pixels are partly padding.
+            sides = reduced[1][2:] if reduced else image.size
+            colours = _in_mode(image, MODES[channels])
+        fitted = colours.resize(size, Image.Resampling.BILINEAR, box=_middle(sides, size))
     except DAMAGED as error:
         raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
-    pixels = torch.from_numpy(np.array(fitted)).view(height, width, channels)
+    upright = fitted.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else fitted
+    pixels = torch.from_numpy(np.array(upright)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous()
 
 
@@ -62,13 +68,19 @@ def fault_of(path: Path) -> str:
         return _reason(error)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, struct.error):
-        orientation = None  # as viewers do: what cannot be read asks for no rotation, and the pixels may be sound
-    image.load()
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return 1  # as viewers do: what cannot be read asks for no rotation, and the pixels may be sound
+
+
+def _middle(sides: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the largest box of ``size``'s proportions in the middle of an image: left, upper, right, lower."""
+    scale = min(sides[0] / size[0], sides[1] / size[1])
+    width, height = min(sides[0], size[0] * scale), min(sides[1], size[1] * scale)
+    left, upper = (sides[0] - width) / 2, (sides[1] - height) / 2
+    return left, upper, left + width, upper + height
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 class WeightAverage:
     """After every applied update, average = decay x average + (1 - decay) x weights.
 
@@ -54,5 +53,3 @@ class WeightAverage:
     def _copy(to: list[Tensor], source: list[Tensor]) -> None:
         for target, value in zip(to, source, strict=True):
             target.copy_(value)
-
-

@@ -21,13 +21,13 @@ def evaluate(
     strategy: Strategy,
     weights: Iterable[AbstractContextManager[None]] = (),
 ) -> dict[str, float]:
-    """Return the mean loss and metrics over all samples of all processes, with the model in evaluation mode.
+    """Return the mean "test/loss" and metrics over all samples of all processes, with the model in evaluation mode.
 
     weights: contexts that put other weights into the model (moving average, evaluation precision), entered in
     this order. The model comes back in the mode and with the weights it had.
     """
     device = next(model.parameters()).device
-    metrics = Metrics(list(loss.metrics), device, strategy)
+    metrics = Metrics("test", list(loss.metrics), device, strategy)
     training = model.training
     with ExitStack() as stack:
         for context in weights:

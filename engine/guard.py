@@ -8,12 +8,16 @@ running statistics included, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.interfaces import Batch, Precision, Strategy
+from engine.errors import RunFailed
+from engine.interfaces import Batch, LossFunction, Precision, Strategy
+
+if TYPE_CHECKING:
+    from engine.parts import Parts
 
 
 class Guard:
@@ -56,14 +60,37 @@ class Guard:
                 kept.copy_(buffer)
         return self.applied
 
+    def telemetry(self) -> dict[str, Tensor]:
+        """Return what the log reads: how many steps were skipped, or whether the mask has latched."""
+        return {"train/skipped": self.skipped} if self.skips else {"latched": self.latched}
+
     def keep(self) -> None:
         """Remember the model's present buffers as good, after they were loaded from a checkpoint."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             kept.copy_(buffer)
 
 
+def require_finite(run: Parts, latched: float) -> None:
+    """Raise RunFailed if updates have been masked for good, with the step and the layer that stopped being finite.
+
+    They are found by replaying the steps since the last log: the latch has kept the weights of before.
+    """
+    if not latched or run.guard.skips:
+        return
+    for position in run.recent:
+        for batch in run.loader.step_at(position).batches:
+            if culprit := name_culprit(run.model, batch, run.loss, run.precision):
+                raise RunFailed(
+                    f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
+                )
+    raise RunFailed(
+        f"a gradient between steps {run.recent[0].step + 1} and {run.position.step} was not finite: lower optim.lr, or "
+        "set run.clip=1"
+    )
+
+
 @torch.no_grad()
-def name_culprit(model: nn.Module, batch: Batch, loss_of: Callable[[Any, Tensor], Tensor], precision: Precision) -> str:
+def name_culprit(model: nn.Module, batch: Batch, loss: LossFunction, precision: Precision) -> str:
     """Return, in words, where a batch's forward pass first stops being finite: data, weights, a layer, the loss.
 
     Returns "" if all of it is finite.
@@ -86,13 +113,13 @@ def name_culprit(model: nn.Module, batch: Batch, loss_of: Callable[[Any, Tensor]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     try:
         with precision.forward():
-            loss = loss_of(model(batch.images), batch.targets)
+            value = loss(model(batch.images), batch.targets)
     finally:
         for handle in handles:
             handle.remove()
     if culprits:
         return f"the output of layer '{culprits[0]}' is the first that is not finite"
-    return "" if _finite(loss) else "every layer's output is finite, the loss is not"
+    return "" if _finite(value) else "every layer's output is finite, the loss is not"
 
 
 def _finite(value: Tensor) -> bool:

@@ -52,7 +52,7 @@ class Step:
 class Layout:
     """In what form batches are handed over."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
@@ -83,9 +83,9 @@ class Loader:
         *,
         batch: int,
         accumulate: int = 1,
+        layout: Layout,
         threads: int = 0,
         prefetch: int = 4,
-        layout: Layout | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -96,7 +96,7 @@ class Loader:
         self.waited = 0.0  # seconds the training thread has waited for data
         self._augmentations = {name: (op, key.at("augment", name)) for name, op in augmentations.items()}
         self._threads, self._prefetch = threads, prefetch
-        self._layout = layout or Layout()
+        self._layout = layout
         self._rank, self._world = rank, world
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(key.at("order", epoch), len(source)))
         if self.steps_per_epoch == 0:
@@ -162,15 +162,15 @@ class TestLoader:
         augmentations: Mapping[str, Augmentation],
         *,
         batch: int,
+        layout: Layout,
         threads: int = 0,
         prefetch: int = 4,
-        layout: Layout | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.source = source
         self._augmentations, self._batch = list(augmentations.values()), batch
-        self._threads, self._prefetch, self._layout = threads, prefetch, layout or Layout()
+        self._threads, self._prefetch, self._layout = threads, prefetch, layout
         self._rank, self._world = rank, world
 
     def __iter__(self) -> Iterator[Batch]:

@@ -21,8 +21,10 @@ class Metrics:
     ``settle`` has told that the step was applied.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device, strategy: Strategy, masked: bool = False) -> None:
-        self.names = ("loss", *names)
+    def __init__(
+        self, split: str, names: Sequence[str], device: torch.device, strategy: Strategy, masked: bool = False
+    ) -> None:
+        self.names = tuple(f"{split}/{name}" for name in ("loss", *names))
         self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)  # the last cell: samples
         self._pending = torch.zeros_like(self.sums) if masked else None
         self._cells = list((self.sums if self._pending is None else self._pending).unbind())
@@ -45,7 +47,7 @@ class Metrics:
     def read(self, also: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Return the means over all processes, plus the scalars in ``also``, in one transfer; then start anew.
 
-        Means over no samples are NaN.
+        Means are tagged with the split ("train/loss"); over no samples they are NaN.
         """
         extras = [value.detach().to(torch.float64).reshape(1) for value in (also or {}).values()]
         numbers = torch.cat([self._strategy.sum(self.sums.clone()), *extras]).tolist()

@@ -31,7 +31,7 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """Declare a documented, checked field: ``alpha: float = option(0.2, "strength", above=0)``.
+    """Declare a documented, checked field, as in ``alpha: float = option(0.2, "strength", above=0)``.
 
     A list or dict default is copied for each instance. Bounds and choices are checked after composition;
     None always passes, so an optional field needs no special case.

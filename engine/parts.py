@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from engine import interfaces
 from engine.checkpoint import Checkpoints
-from engine.durations import Every
+from engine.durations import Every, seconds
 from engine.ema import WeightAverage
 from engine.guard import Guard
-from engine.loader import Loader, Position, TestLoader
+from engine.loader import Loader, Position, Step, TestLoader
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
 from engine.randomness import Key
@@ -70,6 +70,7 @@ class Parts:
         self.evaluate_every = Every.parse(run.evaluate_every, "run.evaluate_every")
         self.save_every = Every.parse(self.options.save.every, "save.every")
         self.grad_norm = torch.zeros((), device=self.device)
+        self.max_seconds = seconds(run.max_time, "run.max_time") if run.max_time else float("inf")
         self.step_key = self.key.at("step", self.strategy.rank)
         self.logging = False  # whether the metrics are read after the present step
         self.recent: list[Position] = []  # where the steps since the last log began
@@ -96,6 +97,11 @@ class Parts:
     def stage_end(self) -> int:
         """The step at which the present stage ends."""
         return sum(stage.steps for stage in self.stages[: self.position.stage + 1])
+
+    def log_due(self, step: Step) -> bool:
+        """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or the run's end."""
+        done = step.end.step
+        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.steps
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

@@ -85,7 +85,7 @@ class Store:
 
 
 def _check_job_fields(what: str, options: type[Component]) -> None:
-    """A job's fields are given without a prefix, so none may hide an option of the root."""
+    """Refuse a job whose fields, which are given without a prefix, would hide an option of the root."""
     roots = {f.name for f in dataclasses.fields(Options)}
     for f in dataclasses.fields(options):
         if f.name in roots:

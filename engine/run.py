@@ -9,10 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.durations import seconds
-from engine.errors import RunFailed
 from engine.evaluation import evaluate
-from engine.guard import name_culprit
+from engine.guard import require_finite
 from engine.hookspecs import HOT
 from engine.interfaces import Batch
 from engine.loader import Position, Step
@@ -27,15 +25,11 @@ class Run(Parts):
     """One training job, assembled by ``engine.assemble``; ``fit`` carries it out."""
 
     def fit(self) -> str:
-        """Train until the end or until something stops the run; return the outcome that on_fit_end is told.
-
-        Raises RunFailed if the loss stops being finite (``run.nonfinite=stop``) or a checkpoint cannot be written.
-        """
+        """Train to the end, or until something stops the run; return the outcome. RunFailed says what went wrong."""
         with self.lifecycle() as stop:
             steps = self.loader.steps(self.position)
             while not (outcome := self.ending(stop)):
-                step = next(steps)
-                if step.epoch != self.epoch:
+                if (step := next(steps)).epoch != self.epoch:
                     self.epoch = step.epoch
                     self.hooks.on_epoch_start(run=self, epoch=step.epoch)
                 self.train(step)
@@ -67,13 +61,11 @@ class Run(Parts):
             self.average.update(applied)
         self.metrics.settle(applied)
         self.position = step.end
-        if self.on_step_end:
-            mean = loss / step.count
-            for tell in self.on_step_end:
-                tell(self, mean, applied)
+        for tell in self.on_step_end:
+            tell(self, loss / step.count, applied)
 
     def loss_of(self, batch: Batch, index: int) -> Tensor:
-        """Return a micro-batch's summed loss; what is drawn at random depends on (seed, step, index) alone."""
+        """Return a micro-batch's summed loss; its random draws depend on (seed, step, index) alone."""
         for tell in self.on_batch:
             tell(self, batch)
         seed_torch(self.step_key.at(self.position.step * self.loader.accumulate + index), self.device)
@@ -85,9 +77,8 @@ class Run(Parts):
         return loss
 
     def report(self, step: Step) -> None:
-        """Do what is due after a step, always in this order: log, evaluate, end the epoch, save, next stage."""
-        done, improved = self.position.step, False
-        last = done == self.steps
+        """Do what is due after a step, always in this order: log, evaluate, end the epoch, next stage, save."""
+        done, last, improved = self.position.step, self.position.step == self.steps, False
         if self.logging:
             self.log()
         if self.evaluate_every.due(done, step.epochs_done) or (last and not self.evaluate_every.never):
@@ -100,45 +91,28 @@ class Run(Parts):
         if self.save_every.due(done, step.epochs_done) or (improved and self.options.save.best):
             self.save()
 
-    def log_due(self, step: Step) -> bool:
-        """Return whether the metrics are read after ``step``: in the chosen rhythm, and when an epoch or the run ends."""
-        done = step.end.step
-        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.steps
-
     def log(self) -> None:
         """Tell the observers the numbers since the last log; the one place where the host waits for the device."""
-        count = {"train/skipped": self.guard.skipped} if self.guard.skips else {}
-        scalars = self.metrics.read(
-            {"train/lr": self.rates.first, "train/grad_norm": self.grad_norm, "masked": self.guard.latched, **count}
-            | self.strategy.telemetry() | self.precision.telemetry()
-        )  # fmt: skip
-        if scalars.pop("masked") and not self.guard.skips:
-            raise RunFailed(self.diagnosis())
-        named = {tag if "/" in tag else f"train/{tag}": value for tag, value in scalars.items()}
+        also = {"train/lr": self.rates.first, "train/grad_norm": self.grad_norm, **self.guard.telemetry()}
+        scalars = self.metrics.read(also | self.strategy.telemetry() | self.precision.telemetry())
+        require_finite(self, scalars.pop("latched", 0.0))
         self.recent.clear()
-        self.hooks.on_log(run=self, scalars=named | self.clock.read(self.position.sample, self.loader.waited))
-
-    def diagnosis(self) -> str:
-        """Return which step and which layer stopped being finite, by replaying the steps since the last log."""
-        for position in self.recent:
-            for batch in self.loader.step_at(position).batches:
-                if culprit := name_culprit(self.model, batch, self.loss, self.precision):
-                    return f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
-        return f"a gradient before step {self.position.step} was not finite; lower optim.lr or set run.clip=1"
+        self.hooks.on_log(run=self, scalars=scalars | self.clock.read(self.position.sample, self.loader.waited))
 
     def evaluate(self) -> bool:
         """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
         with self.clock.paused():
             weights = [self.average.swapped()] if self.average else []
             weights.append(self.precision.evaluation_weights(self.model))
-            means = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, weights)
-            improved = self.best.take(means[self.best.name], self.position.step)
-            self.hooks.on_evaluate_end(run=self, scalars={f"test/{name}": mean for name, mean in means.items()})
+            scalars = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, weights)
+            improved = self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
+            self.hooks.on_evaluate_end(run=self, scalars=scalars)
         return improved
 
     def save(self) -> None:
         """Write a checkpoint of this very step, unless it is written already."""
         if self.saved_step != self.position.step:
+            require_finite(self, self.guard.latched.item())
             with self.clock.paused():
                 observed: dict[str, object] = {}
                 self.hooks.on_save_checkpoint(run=self, state=observed)
@@ -160,8 +134,7 @@ class Run(Parts):
         """Within ``with``, observers are bound and told of the start, of an exception, and always of the end."""
         self.outcome = "failed"
         self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
-        allowed = self.options.run.max_time
-        self.deadline = time.monotonic() + seconds(allowed, "run.max_time") if allowed else float("inf")
+        self.deadline = time.monotonic() + self.max_seconds
         try:
             self.hooks.on_fit_start(run=self)
             self.network.train()

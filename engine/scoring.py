@@ -18,7 +18,7 @@ from engine.weights import load_state, read_state
 
 
 def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple[dict[str, float], int]:
-    """Return the test split's mean loss and metrics with ``weights``, and how many images that is.
+    """Return the test split's mean "test/loss" and metrics with ``weights``, and how many images that is.
 
     weights: a checkpoint or run folder (its averaged weights, if it kept an average), or a state dict's file.
     ``tell`` hears which weights were read. Raises UsageError naming what does not fit.

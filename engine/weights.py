@@ -30,7 +30,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read as weights ({_line(error)})") from error
     except pickle.UnpicklingError as error:
-        raise UsageError(f"{path} holds more than tensors and plain data, so it is not loaded: {_line(error)}") from error
+        raise UsageError(
+            f"{path} holds more than tensors and plain data, so it is not loaded: {_line(error)}"
+        ) from error
     return {_plain(name): value for name, value in state.items()}
 
 

@@ -87,7 +87,7 @@ class Guard:
         if group in self._seen:
             raise UsageError(f"{group} is given twice; keep one of them")
         self._seen.add(group)
-        for value in _alternatives(override):
+        for value in alternatives(override):
             many = group in GROUPS and GROUPS[group].many
             names = value if isinstance(value, list) else [value]
             if isinstance(value, list) and not many:
@@ -109,8 +109,11 @@ class Guard:
         raise UsageError(f"{key}: {self._absent_here(key) or f'no such option{self._meant(key)}'}")
 
     def _check_values(self, override: Override, key: str) -> None:
+        below = [known for known in self._known if known.startswith(f"{key}.")]
+        if below and not isinstance(override.value(), dict):
+            raise UsageError(f"{override.input_line}: {key} has no value of its own; known: {', '.join(below)}")
         setting = self._known.get(key)
-        for value in _alternatives(override) if setting and setting.choices else ():
+        for value in alternatives(override) if setting and setting.choices else ():
             if isinstance(value, str) and value not in setting.choices:
                 raise UsageError(f"{key}={value}: no such choice{did_you_mean(value, setting.choices)}")
 
@@ -147,7 +150,7 @@ class Guard:
         return f"; known: {', '.join(beside)}" if beside else "; see engine --help"
 
 
-def _alternatives(override: Override) -> Iterator[Any]:
+def alternatives(override: Override) -> Iterator[Any]:
     """Yield an override's value, or each value of a sweep over choices; ranges and globs are Hydra's to check."""
     value = override.value()
     if isinstance(value, ChoiceSweep):

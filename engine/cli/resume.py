@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from engine import manifest
 from engine.cli import guard
 from engine.cli.folders import RUNS
+from engine.cli.presets import picks_of
 from engine.errors import UsageError
 from engine.options import GROUPS
 from engine.registry import Registry
@@ -42,11 +43,17 @@ def restored(words: Sequence[str], job: str, registry: Registry, sweep: bool) ->
     if resume != "none":
         return _resumed(words, given)
     fields = {f.name for f in dataclasses.fields(registry.entry("job", job).options)}
-    checkpoint = given.get("job.checkpoint") if "checkpoint" in fields else None
-    if checkpoint and Path(checkpoint).is_dir():
-        saved = manifest.read(manifest.locate(Path(checkpoint), say))["overrides"]
-        return merged(saved, words)
-    return list(words)
+    return merged(_saved_with(words), words) if "checkpoint" in fields else list(words)
+
+
+def _saved_with(words: Sequence[str]) -> list[str]:
+    """Return the overrides of the engine's checkpoints that ``job.checkpoint`` names; none for foreign files."""
+    named = [o for o in guard.parse(words) if o.key_or_group == "job.checkpoint"]
+    folders = [Path(str(value)) for o in named for value in guard.alternatives(o) if value and Path(str(value)).is_dir()]
+    saved = [manifest.read(manifest.locate(folder, say))["overrides"] for folder in folders]
+    if any(sorted(overrides) != sorted(saved[0]) for overrides in saved):
+        raise UsageError("checkpoint=: a sweep takes checkpoints of one configuration; name the others one at a time")
+    return saved[0] if saved else []
 
 
 def _resumed(words: Sequence[str], given: dict[str, str]) -> list[str]:
@@ -63,8 +70,8 @@ def _resumed(words: Sequence[str], given: dict[str, str]) -> list[str]:
         say(f"resume=auto: no valid checkpoint in {where}; starting afresh")
         return rest
     say(f"resuming from {found}")
-    out = [] if "out" in given else [f"out={_quoted(found.resolve().parent.parent)}"]
-    return [*merged(manifest.read(found)["overrides"], rest), *out, f"resume={_quoted(found)}"]
+    out = [] if "out" in given else [f"out={quoted(found.resolve().parent.parent)}"]
+    return [*merged(manifest.read(found)["overrides"], rest), *out, f"resume={quoted(found)}"]
 
 
 def newest_in(out: Path, overrides: Sequence[str]) -> str:
@@ -85,14 +92,20 @@ def newest_in(out: Path, overrides: Sequence[str]) -> str:
 
 def _newest_like(overrides: Sequence[str]) -> Path | None:
     """Return the newest valid checkpoint of the runs below ``runs/`` that were given the same overrides."""
-    folders = [path.parent for depth in ("*/*", "*/*/*") for path in RUNS.glob(f"{depth}/{manifest.FOLDER}")]
-    newest: Callable[[Path], float] = lambda run: max(
-        (path.stat().st_mtime for path in manifest.checkpoints(run)), default=0.0
-    )
-    for run in sorted(folders, key=newest, reverse=True):
-        found = manifest.newest_valid(run, say)
-        if found and sorted(manifest.read(found)["overrides"]) == sorted(overrides):
-            return found
+    # A sweep's runs are one level deeper.
+    runs = [path.parent for depth in ("*/*", "*/*/*") for path in RUNS.glob(f"{depth}/{manifest.FOLDER}")]
+    alike = [run for run in runs if _overrides_of(run) == sorted(overrides)]
+    alike.sort(key=lambda run: manifest.checkpoints(run)[0].stat().st_mtime, reverse=True)
+    return next((found for run in alike if (found := manifest.newest_valid(run, say))), None)
+
+
+def _overrides_of(run: Path) -> list[str] | None:
+    """Return the sorted overrides of a run, from any checkpoint whose manifest is intact; None without one."""
+    for folder in manifest.checkpoints(run):
+        try:
+            return sorted(manifest.read(folder)["overrides"])
+        except UsageError:  # another checkpoint of the run may do; if the run is chosen, this one is named then
+            continue
     return None
 
 
@@ -106,10 +119,16 @@ def merged(saved: Sequence[str], words: Sequence[str]) -> list[str]:
 
     ``model=lenet`` over ``model=cnn model.width=32`` drops the width, which LeNet may not have.
     """
-    keys = {_key(word) for word in words}
-    chosen = {key for key in keys if key in GROUPS and not any(word in saved for word in words if _key(word) == key)}
-    kept = [word for word in saved if _key(word) not in keys and _key(word).partition(".")[0] not in chosen]
-    return [*kept, *words]
+    given = {_key(word): word for word in words}
+    return [word for word in saved if _key(word) not in given and not _outdated(word, saved, given)] + list(words)
+
+
+def _outdated(word: str, saved: Sequence[str], given: dict[str, str]) -> bool:
+    """Say whether a saved option belongs to a component that the newly typed choice no longer names."""
+    group, _, rest = _key(word).partition(".")
+    if group not in GROUPS or group not in given or given[group] in saved:
+        return False
+    return not GROUPS[group].many or rest.partition(".")[0] not in picks_of([given[group]])[group]
 
 
 def _key(word: str) -> str:
@@ -122,5 +141,6 @@ def _values(words: Sequence[str]) -> dict[str, str]:
     return {o.key_or_group: str(o.value()) for o in parsed if not o.is_sweep_override() and o.value() is not None}
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
+    """Return a path as an override's value, whatever characters it holds."""
     return QuotedString(str(path), Quote.single).with_quotes()

@@ -85,7 +85,8 @@ def _names(path: Path, classes: int) -> list[str]:
     """Return the class names in a file, one a line, blank lines left out; none if there is no such file."""
     if not path.is_file():
         return []
-    names = content(path).decode("utf-8", "replace").split()
+    lines = content(path).decode("utf-8", "replace").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != classes:
         raise UsageError(f"{path} names {len(names)} classes instead of {classes}; fetch it again or delete it")
     return names

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -125,7 +126,8 @@ def _split_folder(base: Path, split: str, names: Sequence[str]) -> Path:
 
 
 def _classes(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    _, folders, _ = next(os.walk(folder, onerror=_unlistable))
+    names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise UsageError(f"{folder} has no class folders; put each class's images into a folder of its own")
     return names
@@ -146,9 +148,13 @@ def _inspect(folder: Path, path: str, target: int) -> ImageFile:
 
 
 def _images_below(folder: Path, name: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder / name, followlinks=True):
+    for parent, folders, files in os.walk(folder / name, onerror=_unlistable, followlinks=True):
         folders[:] = [sub for sub in folders if not sub.startswith(".")]
         below = os.path.relpath(parent, folder)
         for file in files:
             if file.lower().endswith(ENDINGS) and not file.startswith("."):
                 yield os.path.join(below, file)
+
+
+def _unlistable(error: OSError) -> NoReturn:
+    raise UsageError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions") from error

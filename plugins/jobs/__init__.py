@@ -30,9 +30,7 @@ class Train(Job):
 class Evaluate(Job):
     """Measure a trained model on the test split."""
 
-    checkpoint: str = option(
-        "", "engine checkpoint or run folder, or a foreign .pt/.th/.safetensors state dict"
-    )
+    checkpoint: str = option("", "engine checkpoint or run folder, or a foreign .pt/.th/.safetensors state dict")
 
     def build(self) -> Callable[[Session], None]:
         """Return the job."""

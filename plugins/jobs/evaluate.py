@@ -12,6 +12,12 @@ def evaluate(session: Session) -> None:
     """Print the mean loss and metrics of the test split, with a checkpoint's or a state dict's weights."""
     weights = getattr(session.options.job, "checkpoint", "")
     if not weights:
-        raise UsageError("checkpoint must be given: a run or checkpoint folder, or a .safetensors, .pt, .pth or .th file")
+        raise UsageError(
+            "checkpoint must be given: a run or checkpoint folder, or a .safetensors, .pt, .pth or .th file"
+        )
     means, images = score(session, Path(weights), lambda text: print(f"engine: {text}", file=sys.stderr))
-    print("  ".join([f"{images:,} test images", *(f"{name} {value:.6g}" for name, value in means.items())]))
+    print(
+        "  ".join(
+            [f"{images:,} test images", *(f"{tag.removeprefix('test/')} {value:.6g}" for tag, value in means.items())]
+        )
+    )

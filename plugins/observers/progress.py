@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -58,11 +59,14 @@ class Progress:
         for table in run.tables:
             _say(table)
         if sys.stderr.isatty() and not run.sweep:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns  # 0 where nobody told the terminal its size
             self._bar = Bar(
+                desc=_epoch(run, run.position.step // run.steps_per_epoch),
                 total=run.steps,
                 initial=run.position.step,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                ncols=None if columns else 80,
+                dynamic_ncols=columns > 0,
                 mininterval=0.2,
                 miniters=1,
                 bar_format="{desc}|{bar}| {n_fmt}/{total_fmt}, {images_rate}, {remaining} left{postfix}",
@@ -74,7 +78,7 @@ class Progress:
     def on_epoch_start(self, run: Run, epoch: int) -> None:
         """Name the epoch on the bar."""
         if self._bar is not None:
-            self._bar.set_description_str(f"epoch {epoch + 1}/{_epochs(run)} ", refresh=False)
+            self._bar.set_description_str(_epoch(run, epoch), refresh=False)
 
     @hookimpl
     def on_step_end(self, run: Run, loss: Tensor, applied: Tensor) -> None:
@@ -154,6 +158,10 @@ def introduction(run: Run) -> str:
         f"on {run.choices['data']} ({len(run.source):,} images of {size}{classes}), "
         f"{run.device}{threads}, {run.steps:,} steps in {_epochs(run)} epochs{resumed}"
     )
+
+
+def _epoch(run: Run, epoch: int) -> str:
+    return f"epoch {epoch + 1}/{_epochs(run)} "
 
 
 def _epochs(run: Run) -> int:

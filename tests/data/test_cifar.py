@@ -69,9 +69,9 @@ def test_cifar100_has_two_kinds_of_labels(tmp_path, labels, column, classes):
 
 def test_class_names_come_from_the_file_beside(tmp_path):
     write(tmp_path / "train.bin", [(1, 2)])
-    (tmp_path / "coarse_label_names.txt").write_text("\n".join(f"name_{n}\n" for n in range(20)))
+    (tmp_path / "coarse_label_names.txt").write_text("\n".join(f"name {n} \n" for n in range(20)))
     source = Cifar100(root=str(tmp_path), labels="coarse").build("train")
-    assert list(source.classes) == [f"name_{n}" for n in range(20)]
+    assert list(source.classes) == [f"name {n}" for n in range(20)]
     write(tmp_path / "test_batch.bin", [(1,)])
     (tmp_path / "batches.meta.txt").write_text("one\ntwo\n\n")
     assert f"{tmp_path / 'batches.meta.txt'} names 2 classes instead of 10" in refused(

@@ -185,6 +185,20 @@ def test_the_fingerprint_notices_what_changes(root):
     assert fingerprint() == first
 
 
+@pytest.mark.parametrize("closed", ["train", "train/dog", "train/dog/young"])
+def test_a_folder_that_cannot_be_listed_is_named(root, closed, monkeypatch):
+    image(root / "train" / "dog" / "young" / "0.png")
+    scandir = os.scandir
+
+    def scan(path):
+        if os.fspath(path) == str(root / closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)  # chmod would not stop a test that runs as root
+    assert refused(root).startswith(f"{root / closed} cannot be listed (Permission denied)")
+
+
 def test_names_that_are_no_unicode(root):
     odd = os.fsencode(root / "train" / "cat") + b"/caf\xe9.png"
     shutil.copy(root / "train" / "cat" / "1.png", odd)
@@ -208,5 +222,5 @@ def test_every_real_image_decodes(real_data, tmp_path):
         assert int(source.classes[targets[index]]) == index_of[os.path.basename(name)]
         upright = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
         expected = np.asarray(ImageOps.fit(upright, (64, 64), Image.Resampling.BILINEAR)).astype(int)
-        # Some are reduced while decoding, which is close to the full decode but not equal.
-        assert np.abs(images[index].permute(1, 2, 0).numpy() - expected).mean() < 1.5
+        # Most are reduced while decoding: close to the full decode (another photograph is 50 off) but not equal.
+        assert np.abs(images[index].permute(1, 2, 0).numpy() - expected).mean() < 3

@@ -13,12 +13,14 @@ import pytest
 from engine.plugins.observers import Progress
 
 pty = pytest.importorskip("pty", reason="pseudo-terminals are a Unix facility")
+termios = pytest.importorskip("termios")
 
 
 @contextmanager
-def terminal() -> Iterator[Callable[[], str]]:
+def terminal(columns: int = 160) -> Iterator[Callable[[], str]]:
     """Make standard error a terminal; give a function that returns what was shown since it was last asked."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, columns))
     with os.fdopen(theirs, "w") as stream, redirect_stderr(stream):
 
         def shown() -> str:
@@ -141,3 +143,13 @@ def test_jobs_of_a_sweep_tell_plain_lines_and_are_watched_together(make_run):
     assert "epoch 1/2  step 3/6" in shown
     assert "|" not in shown
     assert f"watch: tensorboard --logdir '{run.out.parent}'" in shown
+
+
+@pytest.mark.parametrize("columns", [0, 40])
+def test_the_bar_fits_a_narrow_terminal_and_one_of_unknown_width(make_run, columns):
+    run = make_run()
+    with terminal(columns) as seen:
+        run.play(Progress().build(), until=3)
+        bars = [part.rstrip() for part in re.split(r"[\r\n]", seen()) if "| 3/6" in part]
+    assert bars
+    assert max(len(bar) for bar in bars) <= (columns or 80)

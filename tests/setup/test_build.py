@@ -80,6 +80,7 @@ def test_a_missing_extension_says_how_to_build_it(tmp_path: Path, copy_sources: 
     # Without the site module no .pth file is read, so an editable installation cannot lend its extension.
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import engine.ops"],
+        cwd=source,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), sysconfig.get_path("purelib")])},
         capture_output=True,
         text=True,
