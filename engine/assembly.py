@@ -51,7 +51,7 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     loader = Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
     model = build_model(options, train, loader.example(), loss, key)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
-    watched, higher_is_better = next(iter(loss.metrics.items()))
+    watched, higher_is_better = next(iter(loss.metrics.items()), ("loss", False))
     run = Run(
         options=options,
         loader=loader,
@@ -72,7 +72,7 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         overrides=session.overrides,
         choices=session.choices,
         sweep=session.sweep,
-        lock=claim(out, resuming=start is not None),
+        lock=claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out))),
     )
     if start is not None:
         restore(run, start)
@@ -83,20 +83,29 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
 def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:
     """Return the checkpoint to go on from, or None for a fresh start.
 
-    Raises UsageError for a path without a valid checkpoint, or one behind which ``out`` holds newer ones.
+    Raises UsageError for a path without a valid checkpoint, one behind which ``out`` holds newer ones, and for
+    "auto" where ``out`` holds damaged checkpoints only.
     """
     if resume == "none":
         return None
     if resume == "auto":
-        return manifest.newest_valid(out, tell)
+        newest = manifest.newest_valid(out, tell)
+        if newest is None and manifest.checkpoints(out):
+            raise UsageError(f"resume=auto: no checkpoint in out={out} is whole; give another out= to start anew")
+        return newest
     start = manifest.locate(Path(resume), tell)
     newer = [folder for folder in manifest.checkpoints(out) if folder.name > start.name]
-    if (Path(resume) / manifest.NAME).is_file() and newer:
+    if (Path(resume) / manifest.NAME).is_file() and within(start, out) and newer:
         raise UsageError(
             f"resume={resume} is older than {newer[0].name} in out={out}: give another out= to branch off, or "
             f"resume={out} to go on with the newest"
         )
     return start
+
+
+def within(checkpoint: Path, out: Path) -> bool:
+    """Return whether a checkpoint's folder is one of the run folder's own."""
+    return checkpoint.resolve().parent.parent == out.resolve()
 
 
 def prepare_device(options: Options) -> torch.device:
@@ -111,7 +120,9 @@ def prepare_device(options: Options) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
     return device
@@ -126,11 +137,18 @@ def open_split(options: Options, split: str) -> Source:
 
 
 def open_splits(options: Options) -> tuple[Source, Source]:
-    """Return the training and the test source; raises UsageError if they disagree about the classes."""
+    """Return the training and the test source; raises UsageError if their classes or image shapes differ."""
     train, test = open_split(options, "train"), open_split(options, "test")
     if list(train.classes) != list(test.classes):
+        lone = sorted(set(train.classes) ^ set(test.classes))
         raise UsageError(
-            f"data: the training set has classes {list(train.classes)[:5]}..., the test set {list(test.classes)[:5]}..."
+            f"data: the training set has {len(train.classes)} classes, the test set {len(test.classes)}; "
+            + (f"only one of them has {', '.join(lone[:5])}" if lone else "they are in another order")
+        )
+    if tuple(train.shape) != tuple(test.shape):
+        raise UsageError(
+            f"data: training images are {tuple(train.shape)} (channels, height, width), test images "
+            f"{tuple(test.shape)}; they must be alike"
         )
     return train, test
 
@@ -148,23 +166,38 @@ def build_model(options: Options, source: Source, example: Batch, loss: LossFunc
 
     Raises UsageError if it cannot take the images or does not return what the loss needs.
     """
-    shape = (example.images.shape[1], example.images.shape[2], example.images.shape[3])
-    outputs = loss.outputs(len(source.classes)) if source.classes else example.targets.shape[1]
+    images = example.images[:2].to("cpu", torch.float32)
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    outputs = count_outputs(source, example, loss)
     seed_torch(key.at("init"), torch.device("cpu"))
-    model = options.model.build(shape, outputs)
-    model.eval()
     try:
+        model = options.model.build(shape, outputs).eval()
         with torch.no_grad():
-            given = model(example.images.to("cpu", torch.float32))
-    except RuntimeError as error:
-        raise UsageError(f"model cannot take images of shape {shape}: {str(error).splitlines()[0]}") from error
-    heads = [given] if isinstance(given, torch.Tensor) else list(given)
-    if heads[0].shape != (len(example), outputs):
+            given = model(images)
+    except (RuntimeError, ValueError) as error:  # what torch raises for sizes that do not fit
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UsageError(f"model cannot take images of shape {shape}: {reason}") from error
+    heads = list(given) if isinstance(given, list | tuple) else [given]
+    if not heads or not all(isinstance(head, torch.Tensor) for head in heads):
+        kinds = ", ".join(type(head).__name__ for head in heads) or "nothing"
+        raise UsageError(f"model returns {kinds}; the loss needs a tensor, or several with the main one first")
+    if heads[0].shape != (len(images), outputs):
         raise UsageError(
-            f"model returns {list(heads[0].shape)} for {len(example)} images of {len(source.classes)} classes; "
-            f"the loss needs {[len(example), outputs]}"
+            f"model returns {list(heads[0].shape)} for {len(images)} images of {len(source.classes)} classes; "
+            f"the loss needs {[len(images), outputs]}"
         )
     return model.train()
+
+
+def count_outputs(source: Source, example: Batch, loss: LossFunction) -> int:
+    """Return how many outputs the model needs; raises UsageError for a source with neither classes nor float rows."""
+    if source.classes:
+        return loss.outputs(len(source.classes))
+    if example.targets.ndim != 2:
+        raise UsageError(
+            f"data: a source without classes needs targets [n, outputs] to regress, not {list(example.targets.shape)}"
+        )
+    return example.targets.shape[1]
 
 
 def enter_stage(run: Parts) -> None:
@@ -174,8 +207,8 @@ def enter_stage(run: Parts) -> None:
     run.model = run.strategy.shard(run.precision.convert(run.model))
     if options.run.channels_last:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = run.loader.example().images
-    rows = options.kernels.build().apply(run.model, (run.loader.batch, *example.shape[1:]))
+    _, channels, height, width = run.loader.example().images.shape
+    rows = options.kernels.build().apply(run.model, (run.loader.batch, channels, height, width))
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)

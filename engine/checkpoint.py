@@ -53,7 +53,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(self._loss(folder, error)) from error
-        self._retain()
+        self._retain(folder)
         return folder
 
     def _write(self, partial: Path, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
@@ -77,8 +77,9 @@ class Checkpoints:
         reason = getattr(error, "strerror", None) or str(error)
         return f"checkpoint {folder} could not be written ({reason}); {last}; make room and go on with resume=auto"
 
-    def _retain(self) -> None:
-        found = manifest.checkpoints(self.run)
+    def _retain(self, newest: Path) -> None:
+        # Folders beyond the newest are damaged ones that the run went back behind; they must not displace it.
+        found = [folder for folder in manifest.checkpoints(self.run) if folder.name <= newest.name]
         kept = set(found[: self._keep])
         if self._best:
             scores = {folder: score for folder in found if (score := score_of(folder)) is not None}

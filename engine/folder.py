@@ -33,13 +33,15 @@ def claim(out: Path, resuming: bool) -> IO[str]:
         owner = lock.read().strip() or "unknown"
         lock.close()
         raise UsageError(f"out={out} is in use by process {owner}: wait for it, or choose another out=") from None
+    except OSError as error:  # a file system without locks
+        lock.close()
+        raise unwritable(out, error) from error
     if not resuming and ((out / CONFIG).exists() or manifest.checkpoints(out)):
         lock.close()
         raise UsageError(f"out={out} holds a run already: resume=auto goes on with it, another out= starts a new one")
     try:
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())  # unbuffered: on a full disk, close() would fail again
     except OSError as error:
         lock.close()
         raise unwritable(out, error) from error
@@ -57,7 +59,7 @@ def record(out: Path, config: str) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader, or a crash, sees the old or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -47,12 +47,12 @@ class Guard:
         if precision_flag is None:
             self.bad = self.latched
         else:  # a scaled loss overflows now and then: such a step is left out, under either policy
-            torch.maximum(self.latched, strategy.agree(precision_flag), out=self.bad)
+            self.bad = torch.maximum(self.latched, strategy.agree(precision_flag))
         return self.bad
 
     def settle(self) -> Tensor:
         """After the update: return ``applied``; put back the buffers that a skipped step changed, and count it."""
-        torch.eq(self.bad, 0, out=self.applied)
+        self.applied = torch.logical_not(self.bad)  # a new one, which those who keep it may rely on
         if self.skips:
             self.skipped.add_(~self.applied)
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
@@ -78,7 +78,8 @@ def require_finite(run: Parts, latched: float) -> None:
     if not latched or run.guard.skips:
         return
     for position in run.recent:
-        for batch in run.loader.step_at(position).batches:
+        for index, batch in enumerate(run.loader.step_at(position).batches):
+            run.seed(position, index)
             if culprit := name_culprit(run.model, batch, run.loss, run.precision):
                 raise RunFailed(
                     f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
@@ -89,37 +90,48 @@ def require_finite(run: Parts, latched: float) -> None:
     )
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def name_culprit(model: nn.Module, batch: Batch, loss: LossFunction, precision: Precision) -> str:
-    """Return, in words, where a batch's forward pass first stops being finite: data, weights, a layer, the loss.
+    """Return, in words, where a batch first stops being finite: data, weights, a layer, the loss, a gradient.
 
     Returns "" if all of it is finite.
     """
     if not _finite(batch.images) or not _finite(batch.targets):
         return "the batch itself holds values that are not finite"
-    for name, value in model.named_parameters():
-        if not _finite(value):
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
             return f"'{name}' holds values that are not finite"
     culprits: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not culprits and isinstance(output, Tensor) and not _finite(output):
+            outputs = output if isinstance(output, list | tuple) else [output]
+            if not culprits and not all(_finite(value) for value in outputs if isinstance(value, Tensor)):
                 culprits.append(name)
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    # Inner modules end before the outer ones, so an outer one is named only for what it computes itself.
+    handles = [
+        module.register_forward_hook(watch(name or type(model).__name__)) for name, module in model.named_modules()
+    ]
     try:
-        with precision.forward():
+        with torch.compiler.set_stance("force_eager"), precision.forward():
             value = loss(model(batch.images), batch.targets)
     finally:
         for handle in handles:
             handle.remove()
     if culprits:
         return f"the output of layer '{culprits[0]}' is the first that is not finite"
-    return "" if _finite(value) else "every layer's output is finite, the loss is not"
+    if not _finite(value):
+        return "every layer's output is finite, the loss is not"
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    # Backward begins at the loss, so the last layer whose gradient is bad is where it began.
+    for name, gradient in reversed(list(zip(trained, gradients, strict=True))):
+        if gradient is not None and not _finite(gradient):
+            return f"every output is finite, the gradient of '{name}' is not"
+    return ""
 
 
 def _finite(value: Tensor) -> bool:

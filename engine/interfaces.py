@@ -72,11 +72,18 @@ class Source(Protocol):
 class Augmentation(Protocol):
     """A step of preparing batches, its random draw apart from its arithmetic so that each can be tested."""
 
+    group: int = 1
+    """Consecutive samples that may be mixed with each other: rows 0..group-1 of a batch, and so on in whole groups."""
+
     def prepare(self, training: Callable[[], Source]) -> None:
         """Learn what is needed (statistics, say) from the training source, opened by calling ``training``."""
+        return None
 
     def draw(self, key: Key, samples: Tensor, shape: tuple[int, int, int]) -> Any:
-        """Draw the parameters of ``samples`` (int64 [n]); a pure function of (key, sample), whatever the batch."""
+        """Draw the parameters of ``samples`` (int64 [n]); a pure function of (key, sample), whatever the batch.
+
+        Where ``group`` is above 1, of (key, the samples of the group).
+        """
         return None
 
     def apply(self, images: Tensor, targets: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
@@ -203,6 +210,7 @@ class Precision(Protocol):
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take up what ``state`` returned."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -222,6 +230,7 @@ class Transfer(Protocol):
 
     def prepare(self, model: nn.Module, stage: Stage) -> None:
         """Freeze what does not train in ``stage``. Default: everything trains."""
+        return None
 
 
 @dataclass(frozen=True)

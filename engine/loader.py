@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from math import lcm
 from typing import TypeVar
 
 import torch
@@ -25,7 +27,8 @@ from engine.errors import UsageError
 from engine.interfaces import Augmentation, Batch, Source
 from engine.randomness import Key, permutation
 
-T = TypeVar("T")
+Task = TypeVar("Task")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,12 @@ class Loader:
             )
         if batch % world:
             raise UsageError(f"run.batch={batch} cannot be shared by {world} processes: choose a multiple of {world}")
+        for name, op in augmentations.items():
+            if (batch // world) % op.group:
+                raise UsageError(
+                    f"augment.{name} mixes groups of {op.group} images, which the {batch // world} of a process's "
+                    f"micro-batch do not fill: choose run.batch as a multiple of {op.group * world}"
+                )
 
     def steps(self, position: Position) -> Iterator[Step]:
         """Yield steps without end, beginning at ``position``; an unreadable record raises UsageError naming it."""
@@ -119,7 +128,9 @@ class Loader:
 
     def example(self) -> Batch:
         """Return two training samples, prepared as every batch is: what the model will be given."""
-        return self._layout.place(self._augmented([0, len(self.source) - 1], torch.arange(2)))
+        whole = lcm(2, *(op.group for op, _ in self._augmentations.values()))
+        batch = self._augmented([-row % len(self.source) for row in range(whole)], torch.arange(whole))
+        return self._layout.place(Batch(batch.images[:2], batch.targets[:2], batch.samples[:2]))
 
     def _positions(self, position: Position) -> Iterator[Position]:
         length = len(self.source)
@@ -205,8 +216,8 @@ def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def prefetched(
-    make: Callable[[T], object], tasks: Iterable[T], threads: int, depth: int
-) -> Iterator[tuple[object, float]]:
+    make: Callable[[Task], Made], tasks: Iterable[Task], threads: int, depth: int
+) -> Iterator[tuple[Made, float]]:
     """Yield ``(make(task), seconds waited for it)`` in order, up to ``depth`` of them made ahead by threads.
 
     With 0 threads each is made when asked for. An exception in ``make`` is raised at its turn.
@@ -218,11 +229,11 @@ def prefetched(
             yield made, time.perf_counter() - begun
         return
     upcoming = iter(tasks)
-    queue: deque[Future[object]] = deque()
+    queue: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="engine-loader")
     try:
         while True:
-            while len(queue) < depth and (task := next(upcoming, None)) is not None:
+            for task in islice(upcoming, depth - len(queue)):
                 queue.append(pool.submit(make, task))
             if not queue:
                 return

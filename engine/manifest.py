@@ -58,18 +58,27 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = read(folder)
     for name, facts in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise UsageError(f"{path} is missing; use another checkpoint")
-        if path.stat().st_size != facts["bytes"]:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}: it is truncated")
-        if file_checksum(path) != facts["sha256"]:
+        try:
+            size, found = path.stat().st_size, file_checksum(path)
+        except FileNotFoundError:
+            raise UsageError(f"{path} is missing; use another checkpoint") from None
+        except OSError as error:  # a disk that cannot give back what it took is one more kind of damage
+            raise UsageError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from error
+        if size != facts["bytes"]:
+            raise UsageError(f"{path} has {size} bytes instead of {facts['bytes']}: it is truncated")
+        if found != facts["sha256"]:
             raise UsageError(f"{path} was altered: its checksum does not match; use another checkpoint")
     return manifest
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the finished checkpoint folders of a run, newest first."""
-    return sorted((p for p in (run / FOLDER).glob("step-*") if (p / NAME).is_file()), reverse=True)
+    """Return the finished checkpoint folders of a run, newest first; a user's own copies there are left alone."""
+    found = [p for p in (run / FOLDER).glob("step-*") if _step(p).isdecimal() and (p / NAME).is_file()]
+    return sorted(found, key=lambda folder: int(_step(folder)), reverse=True)
+
+
+def _step(folder: Path) -> str:
+    return folder.name.removeprefix("step-")
 
 
 def newest_valid(run: Path, tell: Callable[[str], None]) -> Path | None:
@@ -89,11 +98,14 @@ def locate(path: Path, tell: Callable[[str], None]) -> Path:
 
     Raises UsageError if there is none.
     """
-    if (path / NAME).is_file():
-        return path
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; give a run folder or a checkpoint folder")
-    found = newest_valid(path, tell)
+    try:
+        if (path / NAME).is_file():
+            return path
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; give a run folder or a checkpoint folder")
+        found = newest_valid(path, tell)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give another folder") from error
     if found is None:
         raise UsageError(f"{path} holds no valid checkpoint; give a run folder or a checkpoint folder")
     return found

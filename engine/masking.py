@@ -21,6 +21,10 @@ def masked_step(optimizer: Optimizer, bad: Tensor) -> None:
     An optimiser that is not ``maskable`` makes the host wait for the flag and the learning rates, read in one
     transfer, and is given the rates as Python numbers, because some accept no tensors.
     """
+    step_unless = getattr(optimizer, "step_unless", None)  # what an optimiser may offer: step(), given the flag
+    if step_unless is not None:
+        step_unless(bad)
+        return
     if maskable(optimizer):
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.found_inf = bad  # type: ignore[attr-defined]

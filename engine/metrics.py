@@ -13,36 +13,60 @@ from torch import Tensor
 
 from engine.interfaces import Strategy
 
+MOST_KEPT = 64  # batches whose numbers wait to be added up
+
 
 class Metrics:
     """The loss and a loss function's metrics, summed over samples until ``read`` turns them into means.
 
-    Adding never waits for the device. Sums are float64. With ``masked``, what a step adds counts only once
-    ``settle`` has told that the step was applied.
+    Adding neither waits for the device nor gives it work: a batch's scalars are kept, and added up some dozens at a
+    time. Sums are float64, and the same to the last bit however many were kept. With ``masked``, what a step adds
+    counts only once ``settle`` has told that the step was applied.
     """
 
     def __init__(
         self, split: str, names: Sequence[str], device: torch.device, strategy: Strategy, masked: bool = False
     ) -> None:
         self.names = tuple(f"{split}/{name}" for name in ("loss", *names))
-        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)  # the last cell: samples
-        self._pending = torch.zeros_like(self.sums) if masked else None
-        self._cells = list((self.sums if self._pending is None else self._pending).unbind())
+        self._sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)  # the last cell: samples
+        self._kept: list[tuple[Tensor, ...]] = []  # a row for each batch not added yet: loss, metrics, samples
+        self._applied: list[Tensor] = []  # of the first of these rows, as far as that is known
+        self._masked = masked
         self._counts: dict[int, Tensor] = {}
         self._strategy = strategy
 
     def add(self, loss: Tensor, measures: Sequence[Tensor], samples: int) -> None:
-        """Add a batch's summed loss and summed metrics (scalars on the device)."""
+        """Take a batch's summed loss and summed metrics: scalars on the device that nobody changes afterwards."""
         count = self._counts.get(samples)
         if count is None:
-            count = self._counts[samples] = torch.tensor(float(samples), dtype=torch.float64, device=self.sums.device)
-        torch._foreach_add_(self._cells, [loss.detach(), *measures, count])
+            count = self._counts[samples] = torch.tensor(float(samples), dtype=torch.float64, device=self._sums.device)
+        self._kept.append((loss.detach(), *measures, count))
+        if len(self._kept) >= MOST_KEPT:
+            self._add_up()
 
     def settle(self, applied: Tensor) -> None:
-        """End a step: forget what it added if it was masked (``applied`` False), a bool on the device."""
-        if self._pending is not None:
-            self.sums += torch.where(applied, self._pending, 0.0)
-            self._pending.zero_()
+        """End a step: what it added does not count if it was masked (``applied`` False, a bool on the device)."""
+        if self._masked:
+            self._applied += [applied] * (len(self._kept) - len(self._applied))
+
+    @property
+    def sums(self) -> Tensor:
+        """The sums so far, float64: loss, metrics, samples."""
+        self._add_up()
+        return self._sums
+
+    def _add_up(self) -> None:
+        ready = len(self._applied) if self._masked else len(self._kept)
+        if not ready:
+            return
+        columns = [torch.stack(column).to(torch.float64) for column in zip(*self._kept[:ready], strict=True)]
+        rows = torch.stack(columns, dim=1)
+        if self._masked:
+            rows = torch.where(torch.stack(self._applied)[:, None], rows, 0.0)
+        # One row after the other: a sum in any other order would depend on how many were kept.
+        self._sums.copy_(torch.cat([self._sums[None], rows]).cumsum(0)[-1])
+        del self._kept[:ready]
+        self._applied.clear()
 
     def read(self, also: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Return the means over all processes, plus the scalars in ``also``, in one transfer; then start anew.
@@ -51,7 +75,7 @@ class Metrics:
         """
         extras = [value.detach().to(torch.float64).reshape(1) for value in (also or {}).values()]
         numbers = torch.cat([self._strategy.sum(self.sums.clone()), *extras]).tolist()
-        self.sums.zero_()
+        self._sums.zero_()
         places = len(self.names)
         samples = numbers[places]
         means = [total / samples if samples else math.nan for total in numbers[:places]]
@@ -71,8 +95,8 @@ class Best:
     latest_step: int = -1
 
     def take(self, score: float, step: int) -> bool:
-        """Take note of an evaluation after ``step`` steps; return whether it is the best (NaN never is)."""
-        self.latest, self.latest_step = (None if math.isnan(score) else score), step
+        """Take note of an evaluation after ``step`` steps; return whether it is the best (finite, that is)."""
+        self.latest, self.latest_step = (score if math.isfinite(score) else None), step
         sign = 1 if self.higher_is_better else -1
         if self.latest is not None and (self.score is None or sign * score > sign * self.score):
             self.score, self.step, self.stale = score, step, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from engine.guard import Guard
 from engine.loader import Loader, Position, Step, TestLoader
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
-from engine.randomness import Key
+from engine.randomness import Key, seed_torch
 from engine.rates import Rates
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Parts:
 
     options: Options
     loader: Loader
-    test: TestLoader | None
+    test: TestLoader
     loss: interfaces.LossFunction
     precision: interfaces.Precision
     strategy: interfaces.Strategy
@@ -76,6 +77,7 @@ class Parts:
         self.recent: list[Position] = []  # where the steps since the last log began
         self.saved_step = -1
         self._weights: dict[int, Tensor] = {}
+        self._stage_ends = list(accumulate(stage.steps for stage in self.stages))
         self.enter_stage(self)  # type: ignore[arg-type]
 
     @property
@@ -86,7 +88,7 @@ class Parts:
     @property
     def steps(self) -> int:
         """The run's length in steps."""
-        return sum(stage.steps for stage in self.stages)
+        return self._stage_ends[-1]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,7 +98,11 @@ class Parts:
     @property
     def stage_end(self) -> int:
         """The step at which the present stage ends."""
-        return sum(stage.steps for stage in self.stages[: self.position.stage + 1])
+        return self._stage_ends[self.position.stage]
+
+    def seed(self, position: Position, index: int) -> None:
+        """Point torch's generators at the draws of micro-batch ``index`` of the step at ``position``."""
+        seed_torch(self.step_key.at(position.step * self.loader.accumulate + index), self.device)
 
     def log_due(self, step: Step) -> bool:
         """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or the run's end."""

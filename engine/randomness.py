@@ -24,18 +24,21 @@ class Key:
     @classmethod
     def of(cls, seed: int) -> Key:
         """Return the root key of a run."""
-        return cls(_hash(b"engine", seed))
+        return cls(_hash(_word(seed) + b"engine"))
 
     def at(self, *path: str | int) -> Key:
         """Return the key of a place below this one: ``key.at("augment", "flip")``; distinct paths never meet."""
         value = self.value
         for part in path:
-            value = _hash(b"s" + part.encode(), value) if isinstance(part, str) else _hash(b"i", value, part)
+            value = _hash(_word(value) + (b"s" + part.encode() if isinstance(part, str) else _word(part) + b"i"))
         return Key(value)
 
 
-def _hash(text: bytes, *numbers: int) -> int:
-    content = b"".join(n.to_bytes(16, "little", signed=True) for n in numbers) + text
+def _word(number: int) -> bytes:
+    return number.to_bytes(16, "little", signed=True)
+
+
+def _hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 

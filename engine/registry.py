@@ -183,7 +183,7 @@ def observers(named: Mapping[str, Any]) -> pluggy.HookRelay:
     """
     manager = pluggy.PluginManager("engine")
     manager.add_hookspecs(hookspecs)
-    for name, observer in reversed(named.items()):
+    for name, observer in reversed(list(named.items())):
         try:
             manager.register(observer, name)
             manager.check_pending()

@@ -36,7 +36,8 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     model = build_model(options, test, batches.batch_at(0), loss, Key.of(options.run.seed))
     load_state(model, state, str(weights))
     model = precision.convert(model.to(device))
-    options.kernels.build().apply(model, tuple(batches.batch_at(0).images.shape))
+    first = batches.batch_at(0).images
+    options.kernels.build().apply(model, (first.shape[0], first.shape[1], first.shape[2], first.shape[3]))
     if options.run.compile:
         model.compile()
     return evaluate(model, batches, loss, precision, strategy, [precision.evaluation_weights(model)]), len(test)

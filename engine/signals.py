@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequests:
     """Within ``with``, SIGTERM, SIGINT and SIGUSR1 set ``requested`` to their name instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt at once. Outside the main thread, where Python allows no
+    A SIGINT after an earlier request raises KeyboardInterrupt at once. Outside the main thread, where Python allows no
     handlers, nothing is installed and ``requested`` stays None. Earlier handlers come back on leaving.
     """
 

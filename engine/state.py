@@ -72,6 +72,11 @@ def restore(run: Parts, folder: Path) -> None:
             f"{facts['data']['fingerprint']}; here {len(run.source)}, {run.source.fingerprint}): start a new run"
         )
     run.position = Position(**facts["position"])
+    if run.position.step > run.steps:
+        raise UsageError(
+            f"{folder} is after step {run.position.step}, this run ends at step {run.steps}: raise run.epochs or "
+            "run.steps"
+        )
     if run.position.stage >= len(run.stages):
         raise UsageError(f"{folder} is in stage {run.position.stage + 1}; this run has {len(run.stages)}")
     run.enter_stage(run)  # type: ignore[arg-type]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,31 +21,33 @@ NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts co
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the parameters of a .safetensors or PyTorch (.pt, .pth, .th) file under plain names.
 
-    PyTorch files are read with weights_only=True alone. Raises UsageError naming the file if it is missing,
-    damaged, holds anything but tensors and plain data, or has no state dict in it.
+    PyTorch files are read with weights_only=True alone. A wrapper's prefix that all names share is taken off.
+    Raises UsageError naming the file if it is missing, damaged, holds anything but tensors and plain data, or
+    has no state dict in it.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _torch_state(path)
+        content = load_file(path) if path.suffix == ".safetensors" else _torch_content(path)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give a checkpoint, a run folder or a file of weights") from None
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UsageError(f"{path} cannot be read as weights ({_line(error)})") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} holds more than tensors and plain data, so it is not loaded: {_line(error)}"
-        ) from error
-    return {_plain(name): value for name, value in state.items()}
-
-
-def _torch_state(path: Path) -> Mapping[str, Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    except Exception as error:  # a damaged file makes torch's restricted unpickler raise just about anything
+        raise UsageError(f"{path} cannot be read as weights ({_reason(error)})") from error
+    if not _is_state(content):
         raise UsageError(f"{path} holds no state dict (names with tensors); save model.state_dict() alone")
-    return content
+    return _unwrapped(content)
+
+
+def _torch_content(path: Path) -> Any:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    nested = [content[nest] for nest in NESTS if nest in content] if isinstance(content, Mapping) else []
+    return next((inner for inner in nested if isinstance(inner, Mapping)), content)
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -67,10 +70,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> No
                 value.copy_(state[name])
 
 
-def _plain(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what wrappers put in front of every name, in whatever order they were nested."""
+    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in state)), None):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return dict(state)
 
 
 def _some(what: str, names: list[str], most: int = 4) -> str:
@@ -78,5 +82,11 @@ def _some(what: str, names: list[str], most: int = 4) -> str:
     return f"{what}: {', '.join(names[:most])}{more}" if names else ""
 
 
-def _line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Return an error as part of a line; torch's own advice for foreign pickles, to run their code, is left out."""
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if code:
+        return f"it needs {code[1]}, more than tensors and plain data; save model.state_dict() alone"
+    if not isinstance(error, OSError | SafetensorError):
+        return "damaged, or no file of weights"
     return " ".join(str(error).split())[:200]

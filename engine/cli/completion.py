@@ -39,7 +39,9 @@ def _script(action: str, shell: str) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     with initialize_config_module("engine.conf", job_name="engine", version_base="1.3"):
-        GlobalHydra.instance().hydra.shell_completion(config_name=None, overrides=[f"{action}={shell}"])
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None  # initialize_config_module made it
+        hydra.shell_completion(config_name=None, overrides=[f"{action}={shell}"])
 
 
 def candidates(line: str, registry: Registry, presets: Presets) -> list[str]:
@@ -74,9 +76,7 @@ def _steps(keys: Iterable[str], word: str) -> set[str]:
     return found
 
 
-def _values(
-    key: str, value: str, known: dict[str, schema.Setting], registry: Registry, presets: Presets
-) -> list[str]:
+def _values(key: str, value: str, known: dict[str, schema.Setting], registry: Registry, presets: Presets) -> list[str]:
     """Return completed values; within a list or a sweep, the last part is completed and what is there not repeated."""
     if key in GROUPS or key == EXPERIMENT:
         cut = max(value.rfind("["), value.rfind(",")) + 1

@@ -29,6 +29,12 @@ def fresh() -> Path:
             return folder
 
 
+def discard_empty(folder: Path) -> None:
+    """Remove ``folder`` if nothing was written into it."""
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def usable(folder: Path) -> Path:
     """Make ``folder`` if it is not there and return it. Raises UsageError if it cannot be made or written to."""
     try:
@@ -36,5 +42,5 @@ def usable(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"{folder} cannot be used as output folder ({error.strerror}); give another with out=") from error
+        raise UsageError(f"{folder} cannot hold the run ({error.strerror}); give another folder with out=") from error
     return folder

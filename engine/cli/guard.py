@@ -41,7 +41,8 @@ def parse(words: Sequence[str]) -> list[Override]:
             parsed += parser.parse_overrides([word])
         except HydraException as error:
             reason = str(error.__cause__ or error.__context__ or error).partition("\n")[0]
-            raise UsageError(f"{word}: cannot be read ({reason}); quote text with blanks or signs: key=\"'...'\"") from error
+            quoting = "quote text that holds blanks or signs: key=\"'...'\""
+            raise UsageError(f"{word}: cannot be read ({reason}); {quoting}") from error
     return parsed
 
 
@@ -55,7 +56,7 @@ class Guard:
         self._seen: set[str] = set()
 
     def check(self, overrides: Sequence[Override], sweep: bool) -> None:
-        """Raise UsageError for the first override that is not what it seems to be."""
+        """Raise UsageError for the first override that is not what it seems to be, or a default that is not there."""
         for override in overrides:
             key = override.key_or_group
             if override.is_hydra_override():
@@ -68,6 +69,9 @@ class Guard:
             else:
                 self._check_key(key)
                 self._check_values(override, key)
+        for group, names in self._presets.defaults().items():
+            for name in names if group not in self._seen and group != "job" else ():
+                self._presets.require(group, name)  # its plugin may be broken
 
     def _check_form(self, override: Override, key: str, sweep: bool) -> None:
         word = override.input_line
@@ -93,8 +97,8 @@ class Guard:
             if isinstance(value, list) and not many:
                 raise UsageError(f"{override.input_line}: {group} takes one choice, not a list")
             if not all(isinstance(name, str) for name in names):
-                form = f"{group}=[name,name]" if many else f"{group}=name"
-                raise UsageError(f"{override.input_line}: expected {form}; options are set with {group}.OPTION=value")
+                form, option = ("[name,name]", "NAME.OPTION") if many else ("name", "OPTION")
+                raise UsageError(f"{override.input_line}: expected {group}={form}; an option is {group}.{option}=value")
             for name in names:
                 self._presets.require(group, name)
             members = list(self._presets.members(group, names)) if group in GROUPS else []
@@ -112,10 +116,10 @@ class Guard:
         below = [known for known in self._known if known.startswith(f"{key}.")]
         if below and not isinstance(override.value(), dict):
             raise UsageError(f"{override.input_line}: {key} has no value of its own; known: {', '.join(below)}")
-        setting = self._known.get(key)
-        for value in alternatives(override) if setting and setting.choices else ():
-            if isinstance(value, str) and value not in setting.choices:
-                raise UsageError(f"{key}={value}: no such choice{did_you_mean(value, setting.choices)}")
+        choices = self._known[key].choices if key in self._known else ()
+        for value in alternatives(override) if choices else ():
+            if isinstance(value, str) and value not in choices:
+                raise UsageError(f"{key}={value}: no such choice{did_you_mean(value, choices)}")
 
     def _below_open(self, key: str) -> bool:
         return any(setting.open and key.startswith(f"{known}.") for known, setting in self._known.items())
@@ -135,8 +139,8 @@ class Guard:
 
     def _meant(self, key: str) -> str:
         """Return a hint at the nearest key, by its whole or by its last part, or the keys beside it."""
-        keys = {known.removeprefix("job."): None for known in self._known}
-        keys |= dict.fromkeys((*GROUPS, EXPERIMENT, *(known.rpartition(".")[0] for known in self._known if "." in known)))
+        inner = [known.rpartition(".")[0] for known in self._known if "." in known]
+        keys = dict.fromkeys([*(known.removeprefix("job.") for known in self._known), *GROUPS, EXPERIMENT, *inner])
         near = get_close_matches(key, keys, n=1, cutoff=0.7)
         if not near:
             leaves = {known.rpartition(".")[2]: known for known in reversed(keys)}

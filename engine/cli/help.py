@@ -66,7 +66,7 @@ def _fields(words: Sequence[str], registry: Registry, presets: Presets) -> Itera
 
 
 def _short(group: str, table: Mapping[str, schema.Setting]) -> Mapping[str, schema.Setting]:
-    """A job's fields are given without their prefix."""
+    """Drop the prefix of a job's fields, as they are given without it."""
     return {key.removeprefix("job."): setting for key, setting in table.items()} if group == "job" else table
 
 

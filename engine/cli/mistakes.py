@@ -41,6 +41,7 @@ def _reworded(text: str) -> str:
         lambda m: f"'{m[1]}' is not {TYPES.get(m[2], f'a value of type {m[2]}')}",
         text,
     )
+    text = re.sub(r"Value '(.*)' is not a valid bool.*", r"'\1' is not true or false", text)
     text = re.sub(r"Key '(.*)' not in '(\w+)'", r"\2 has no option '\1'", text)
-    text = re.sub(r"Invalid type assigned: (\w+) is not a subclass of (\w+)\. value: (.*)", r"\3 cannot replace \2", text)
+    text = re.sub(r"Invalid type assigned: .* a subclass of (\w+)\. value: (.*)", r"\2 cannot replace \1", text)
     return re.sub(r"field '.*' is not Optional", "null is not allowed here", text)

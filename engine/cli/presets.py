@@ -80,14 +80,16 @@ class Presets:
     def chosen(self, picks: Mapping[str, Sequence[str]]) -> Choices:
         """Return each group's components after ``picks`` (group to names), with presets resolved to their members.
 
-        Names that are unknown are left out; several names of a group that takes one are the values of a sweep.
+        Several names of a group that takes one are the values of a sweep. Where no name is known (a glob), it may
+        be any component of the group.
         """
         choices = self.defaults()
         for name in picks.get(EXPERIMENT, ()):
             preset = self.read(f"{EXPERIMENT}/{name}")
             choices |= {group: list(names) for group, names in preset.choices.items()} if preset else {}
         choices |= {group: list(names) for group, names in picks.items() if group in GROUPS}
-        return {group: list(dict.fromkeys(self.members(group, names))) for group, names in choices.items()}
+        known = {group: list(dict.fromkeys(self.members(group, names))) for group, names in choices.items()}
+        return {group: known[group] or self._registry.names(group) * bool(choices[group]) for group in choices}
 
     def members(self, group: str, names: Sequence[str]) -> Iterator[str]:
         """Yield the components that ``names`` of a group stand for, in order, repeated if they are."""

@@ -49,8 +49,8 @@ def restored(words: Sequence[str], job: str, registry: Registry, sweep: bool) ->
 def _saved_with(words: Sequence[str]) -> list[str]:
     """Return the overrides of the engine's checkpoints that ``job.checkpoint`` names; none for foreign files."""
     named = [o for o in guard.parse(words) if o.key_or_group == "job.checkpoint"]
-    folders = [Path(str(value)) for o in named for value in guard.alternatives(o) if value and Path(str(value)).is_dir()]
-    saved = [manifest.read(manifest.locate(folder, say))["overrides"] for folder in folders]
+    paths = [Path(str(value)) for override in named for value in guard.alternatives(override) if value]
+    saved = [manifest.read(manifest.locate(path, say))["overrides"] for path in paths if path.is_dir()]
     if any(sorted(overrides) != sorted(saved[0]) for overrides in saved):
         raise UsageError("checkpoint=: a sweep takes checkpoints of one configuration; name the others one at a time")
     return saved[0] if saved else []

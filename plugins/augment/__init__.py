@@ -43,7 +43,9 @@ class PadCrop(Augment):
 class Normalize(Augment):
     """Subtract each channel's mean and divide by its standard deviation; gives float32."""
 
-    mean: list[float] = option([], "a mean per channel, for pixels of 0 to 1; empty: the training images' own")
+    mean: list[float] = option(
+        [], "a mean per channel, or one for all, for pixels of 0 to 1; empty: the training images' own"
+    )
     std: list[float] = option([], "a standard deviation per channel; empty: the training images' own")
 
     def build(self) -> Augmentation:

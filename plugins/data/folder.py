@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +87,17 @@ def open_folder(
     base = folder_at(root)
     train_folder = _split_folder(base, "train", (train,))
     classes = _classes(train_folder)
-    folder = train_folder
+    folder, present = train_folder, set(classes)
     if split == "test":
         folder = _split_folder(base, "test", TEST_FOLDERS if test is None else (test,))
-        unknown = sorted(set(_classes(folder)) - set(classes))
+        present = set(_classes(folder))
+        unknown = sorted(present - set(classes))
         if unknown:
             raise UsageError(f"{folder} has classes that {train_folder} lacks: {listed(unknown)}; make both agree")
-    files = _readable(folder, list(_inspected(folder, classes)), skip_unreadable)
+    targets = {name: target for target, name in enumerate(classes) if name in present}
+    files = _readable(folder, list(_inspected(folder, targets)), skip_unreadable)
     used = {file.target for file in files}
-    empty = [name for number, name in enumerate(classes) if number not in used and (folder / name).is_dir()]
+    empty = [name for name, target in targets.items() if target not in used]
     if empty:
         raise UsageError(
             f"{folder}: no readable {', '.join(ENDINGS)} file in class folder {listed(empty)}; "
@@ -133,9 +135,9 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _inspected(folder: Path, classes: Sequence[str]) -> Iterator[ImageFile]:
-    """Yield all image files in the order of their classes and names."""
-    found = [(path, target) for target, name in enumerate(classes) for path in sorted(_images_below(folder, name))]
+def _inspected(folder: Path, targets: Mapping[str, int]) -> Iterator[ImageFile]:
+    """Yield all image files of the classes in ``targets``, in the order of their classes and names."""
+    found = [(path, target) for name, target in targets.items() for path in sorted(_images_below(folder, name))]
     chunks = [found[first : first + CHUNK] for first in range(0, len(found), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
         for files in pool.map(lambda chunk: [_inspect(folder, *item) for item in chunk], chunks):

@@ -31,10 +31,9 @@ class LeNet(nn.Module):
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * _pooled(_pooled(height)) * _pooled(_pooled(width)), 500)
         self.fc2 = nn.Linear(500, outputs)
-        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
-            bound = (3 / layer.weight[0].numel()) ** 0.5
-            nn.init.uniform_(layer.weight, -bound, bound)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.parameters():
+            bound = (3 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.0
+            nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores."""

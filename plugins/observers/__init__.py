@@ -1,9 +1,14 @@
 """Observers that come with the engine: who watches a run, and where its numbers go."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine import Observer, hookimpl, option
+
+if TYPE_CHECKING:
+    from engine.registry import Store
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Csv(Observer):
 
 
 @hookimpl
-def engine_options(store: Any) -> None:
+def engine_options(store: Store) -> None:
     """Register the observers."""
     store.add("observe", "progress", Progress)
     store.add("observe", "tensorboard", TensorBoard)

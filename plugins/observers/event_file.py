@@ -35,11 +35,10 @@ class TensorBoard:
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
         """Open the event file; a resumed run's charts go on where the checkpoint was, not where it was killed."""
-        continued = any(run.out.glob("events.out.tfevents.*"))
         with writing(run.out):
-            self._writer = SummaryWriter(
-                str(run.out), purge_step=run.position.step + 1 if continued else None, flush_secs=FLUSH_SECONDS
-            )
+            # Each process marks where it begins, the first one too: TensorBoard takes a second mark for a restart,
+            # and drops what came before it with a later step.
+            self._writer = SummaryWriter(str(run.out), purge_step=run.position.step + 1, flush_secs=FLUSH_SECONDS)
         overrides = "\n".join(f"* `{override}`" for override in run.overrides) or "none"
         with self._writing(run) as writer:
             writer.add_text("run/configuration", _verbatim(run.config), run.position.step)
@@ -83,7 +82,7 @@ class TensorBoard:
         self._write_images(run)
         if outcome in FINISHED:
             if run.best.score is not None:
-                self._write_scalars(run, {f"best/{run.best.name}": run.best.score})
+                self._write_scalars(run, {f"test/best_{run.best.name}": run.best.score})
             self._write_hparams(run)
         with self._writing(run) as writer:
             writer.close()

@@ -23,12 +23,13 @@ class TensorBoardHistograms(TensorBoard):
     def __init__(self, images: int, every: int) -> None:
         super().__init__(images)
         self._every = every
+        self._logs = 0  # so far in this process
         self._gradients: list[tuple[str, Tensor]] = []
 
     @hookimpl
     def on_backward_end(self, run: Run) -> None:
         """Copy the gradients of a step whose log will have histograms; what follows clips and clears them."""
-        if self._due(run, run.position.step + 1):
+        if run.logging and self._due(run, run.position.step + 1):
             self._gradients = [
                 (name, p.grad.detach().clone()) for name, p in run.model.named_parameters() if p.grad is not None
             ]
@@ -42,9 +43,10 @@ class TensorBoardHistograms(TensorBoard):
             self._write(run, "weights", weights)
             self._write(run, "gradients", self._gradients)
             self._gradients = []
+        self._logs += 1
 
     def _due(self, run: Run, step: int) -> bool:
-        return step % (self._every * run.options.run.log_every) == 0 or step == run.steps
+        return (self._logs + 1) % self._every == 0 or step == run.steps
 
     def _write(self, run: Run, kind: str, tensors: list[tuple[str, Tensor]]) -> None:
         with self._writing(run) as writer:

@@ -16,7 +16,7 @@ def hyperparameters(options: Options, choices: Mapping[str, str | Sequence[str]]
     """Return every option by its name on the command line: {"model": "lenet", "optim.lr": 0.1, ...}.
 
     Numbers stay numbers, so that TensorBoard can sort, filter and plot them; everything else is text. An option
-    that is null has no entry, as a word among numbers would turn the whole column into text.
+    that is null or an empty list has no entry: a word among numbers would turn the whole column into text.
     """
     found: dict[str, str | float] = {}
     for group, choice in choices.items():
@@ -39,5 +39,5 @@ def _flatten(name: str, value: Any, found: dict[str, str | float]) -> None:
         found[name] = "true" if value else "false"
     elif isinstance(value, int | float | str):
         found[name] = value
-    elif value is not None:
+    elif value:
         found[name] = str(value)

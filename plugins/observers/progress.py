@@ -46,7 +46,7 @@ class Progress:
         self._shown: dict[str, float] = {}  # the newest numbers, by tag
         self._metrics: list[str] = []
         self._first_step = 0
-        self._started = self._told_at = 0.0
+        self._started = self._told_at = time.monotonic()
         self._told_step = -1
 
     @hookimpl
@@ -119,9 +119,8 @@ class Progress:
         if run.best.score is not None:
             line += f"; best test {run.best.name} {_value(run.best.name, run.best.score)} at step {run.best.step:,}"
         _say(f"{line}; run folder {_near(run.out)}")
-        if "tensorboard" in run.options.observe:
-            # The folder above holds all the jobs of a sweep, to be compared.
-            _say(f"watch: tensorboard --logdir {shlex.quote(_near(run.out.parent if run.sweep else run.out))}")
+        if "tensorboard" in run.options.observe and not run.sweep:  # of a sweep one watches all runs together
+            _say(f"watch: tensorboard --logdir {shlex.quote(_near(run.out))}")
 
     def _tell(self, run: Run) -> None:
         step = run.position.step
@@ -151,7 +150,8 @@ def introduction(run: Run) -> str:
     """Return one line: what is trained, on what, where and for how long."""
     size = "x".join(str(side) for side in run.source.shape)
     classes = f", {len(run.source.classes)} classes" if run.source.classes else ""
-    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
+    cores = torch.get_num_threads()
+    threads = f", {cores} thread{'s' * (cores > 1)}" if run.device.type == "cpu" else ""
     resumed = f", from step {run.position.step:,}" if run.position.step else ""
     return (
         f"training {run.choices['model']} ({sum(p.numel() for p in run.model.parameters()):,} parameters) "

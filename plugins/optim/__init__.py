@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SGD(Optim):
     """Stochastic gradient descent with momentum."""
 
-    lr: float = option(0.05, "learning rate that the schedule's factor multiplies", above=0)
+    lr: float = option(0.02, "learning rate that the schedule's factor multiplies", above=0)
     momentum: float = option(0.9, "share of the previous update kept", at_least=0, at_most=1)
     nesterov: bool = option(False, "evaluate the gradient ahead, at the momentum's end (Nesterov)")
     weight_decay: float = option(5e-4, "L2 penalty, added to the gradient", at_least=0)

@@ -2,14 +2,85 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from engine import UsageError
 
 FUSABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class FusedSGD(SGD):
+    """torch's fused SGD with momentum buffers from the start, and a step that the host spends little time on.
+
+    torch collects parameters, buffers and their types anew at every step, which takes longer than updating a small
+    network. ``step_unless`` keeps them; the arithmetic is the same kernel's, bit for bit.
+    """
+
+    _lists: Sequence[tuple[int, list[Tensor], list[Tensor]]] = ()
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, fused=True, **settings)
+        # torch would make the buffers at the first step, from uninitialised memory if that step is cancelled. Zeros
+        # give the same first update: momentum x 0 + gradient.
+        for group in self.param_groups:
+            for parameter in group["params"] if group["momentum"] else []:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as torch does."""
+        super().add_param_group(param_group)
+        self._lists = ()
+
+    @torch.no_grad()
+    def step_unless(self, bad: Tensor) -> None:
+        """Update, unless ``bad`` (float32 scalar on the device) is 1.0: then parameters and state keep every bit."""
+        if not self._lists_hold():
+            self._lists = self._make_lists()
+        gradients = [[g for p in parameters if (g := p.grad) is not None] for _, parameters, _ in self._lists]
+        if any(len(g) < len(listed[1]) for g, listed in zip(gradients, self._lists, strict=True)):
+            self.grad_scale, self.found_inf = None, bad  # torch sorts out those that this step did not reach
+            self.step()
+            return
+        for (index, parameters, buffers), grads in zip(self._lists, gradients, strict=True):
+            group = self.param_groups[index]
+            torch._fused_sgd_(
+                parameters,
+                grads,
+                buffers,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=group["nesterov"],
+                maximize=False,
+                is_first_step=False,
+                found_inf=bad,
+            )
+
+    def _lists_hold(self) -> bool:
+        """Return whether the lists exist and the buffers in them are the state's: a checkpoint brings others."""
+        if not self._lists:
+            return False
+        _, parameters, buffers = self._lists[0]
+        return not buffers or self.state[parameters[0]]["momentum_buffer"] is buffers[0]
+
+    def _make_lists(self) -> list[tuple[int, list[Tensor], list[Tensor]]]:
+        """Return (group's index, parameters, momentum buffers), each of one type, as the kernel wants them."""
+        lists = []
+        for index, group in enumerate(self.param_groups):
+            kinds: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                kinds[parameter.dtype].append(parameter)
+            for parameters in kinds.values():
+                buffers = [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else []
+                lists.append((index, parameters, buffers))
+        return lists
 
 
 def sgd(
@@ -22,14 +93,8 @@ def sgd(
     if nesterov and momentum == 0:
         raise UsageError("optim.nesterov=true needs optim.momentum above 0")
     decayed = _decayed(groups, weight_decay, decay_all)
-    optimizer = SGD(decayed, lr=lr, momentum=momentum, nesterov=nesterov, fused=_fusable(groups))
-    if momentum:
-        # torch would make these at the first step, from uninitialised memory if that step is cancelled. Zeros
-        # give the same first update: momentum x 0 + gradient.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    kind = FusedSGD if _fusable(groups) else SGD
+    return kind(decayed, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 def adamw(

@@ -41,7 +41,7 @@ def test_plain_lines(make_run, capsys):
     lines = lines.splitlines()
     assert re.fullmatch(
         r"training net \(8 parameters\) on toy \(12 images of 1x8x8, 2 classes\), "
-        r"cpu, \d+ threads, 6 steps in 2 epochs",
+        r"cpu, \d+ threads?, 6 steps in 2 epochs",
         lines[0],
     )
     assert lines[1:3] == ["layer   kernel", "conv1   native"]
@@ -135,14 +135,21 @@ def test_a_failure_leaves_the_terminal_on_a_new_line(make_run):
         assert re.search(r"\r\nfailed: 2 steps, 0:00:0\d; run folder \S+\r\n", seen())
 
 
-def test_jobs_of_a_sweep_tell_plain_lines_and_are_watched_together(make_run):
-    run = make_run("sweep of rates/0", sweep=True)
+def test_jobs_of_a_sweep_tell_plain_lines(make_run):
+    run = make_run("sweep/0", sweep=True)
     with terminal() as seen:
         run.play(Progress().build())
         shown = seen()
     assert "epoch 1/2  step 3/6" in shown
     assert "|" not in shown
-    assert f"watch: tensorboard --logdir '{run.out.parent}'" in shown
+    assert shown.rstrip().endswith("run folder " + str(run.out))
+
+
+def test_the_command_to_watch_can_be_pasted(make_run, capsys, monkeypatch):
+    run = make_run("my runs/first")
+    monkeypatch.chdir(run.out.parent.parent)
+    run.play(Progress().build())
+    assert capsys.readouterr().err.splitlines()[-1] == "watch: tensorboard --logdir 'my runs/first'"
 
 
 @pytest.mark.parametrize("columns", [0, 40])

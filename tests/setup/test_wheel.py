@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py"))
 
+pytestmark = pytest.mark.timeout(300)  # pip fetches the build requirements, from wherever it is told to
+
 
 @dataclass
 class Installation:

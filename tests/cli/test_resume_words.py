@@ -1,0 +1,131 @@
+"""A checkpoint's overrides are put under the ones just typed, without torch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from engine.cli.resume import merged
+from engine.errors import EXIT_USAGE
+
+SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,mixup]", "augment.mixup.alpha=0.7"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "expected"),
+    [
+        (["run.epochs=3", "optim.lr=1"], ["optim.lr=2"], ["run.epochs=3", "optim.lr=2"]),
+        (["+optim.rates.x=1"], ["+optim.rates.x=2"], ["+optim.rates.x=2"]),
+        # The options of a component go with it,
+        (["model=cnn", "model.width=8"], ["model=lenet"], ["model=lenet"]),
+        (["model.width=8"], ["model=lenet"], ["model=lenet"]),
+        # unless it stays.
+        (["model=cnn", "model.width=8"], ["model=cnn"], ["model.width=8", "model=cnn"]),
+        (["augment=[flip,mixup]", "augment.mixup.alpha=1"], ["augment=[flip]"], ["augment=[flip]"]),
+        (
+            ["augment=[flip,mixup]", "augment.mixup.alpha=1"],
+            ["augment=[mixup]"],
+            ["augment.mixup.alpha=1", "augment=[mixup]"],
+        ),
+    ],
+)
+def test_merged(saved, given, expected):
+    assert merged(saved, given) == expected
+
+
+@pytest.mark.parametrize("path", ["runs/a", "runs/a/checkpoints/step-00000010"])
+def test_resume_composes_the_run_again(engine, checkpoint, tmp_path, path):
+    folder = checkpoint(tmp_path / "runs/a", SAVED)
+    done = engine("probe", f"resume={path}", "optim.lr=0.5", "level=3")
+    assert done.code == 0, done.err
+    session = done.session
+    assert (session.choices["model"], session.options.optim.lr, session.options.job.level) == ("lenet", 0.5, 3)
+    assert session.options.augment["mixup"].alpha == 0.7
+    assert session.out == tmp_path / "runs/a"
+    assert (tmp_path / session.options.resume).samefile(folder)
+    assert sorted(session.overrides) == sorted([*(w for w in SAVED if "lr" not in w), "optim.lr=0.5"])
+
+
+def test_resume_elsewhere(engine, checkpoint, tmp_path):
+    checkpoint(tmp_path / "a run, =odd 'name'", SAVED)
+    session = engine("probe", "resume=\"a run, =odd 'name'\"", "out=b").session
+    assert session.out == tmp_path / "b"
+    assert session.choices["model"] == "lenet"
+    assert engine("probe", "resume=\"a run, =odd 'name'\"").session.out == tmp_path / "a run, =odd 'name'"
+
+
+def test_the_saved_choice_decides_which_options_there_are(engine, checkpoint, tmp_path):
+    checkpoint(tmp_path / "a", ["optim=adamw"])
+    assert engine("probe", "resume=a", "optim.beta1=0.5").session.options.optim.beta1 == 0.5
+    assert "an option of optim=sgd" in engine("probe", "resume=a", "optim.momentum=0.5").err
+
+
+def test_a_damaged_checkpoint_is_passed_over(engine, checkpoint, tmp_path):
+    older = checkpoint(tmp_path / "a", SAVED, step=10)
+    newer = checkpoint(tmp_path / "a", SAVED, step=20)
+    (newer / "model.safetensors").write_bytes(b"weight")
+    done = engine("probe", "resume=a")
+    assert done.session.options.resume == str(older.relative_to(tmp_path))
+    assert "step-00000020" in done.err
+    assert "truncated" in done.err
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_nothing_to_resume(engine, tmp_path, sessions, path):
+    (tmp_path / "empty").mkdir()
+    done = engine("probe", f"resume={path}")
+    assert done.code == EXIT_USAGE
+    assert path in done.err
+    assert sessions == []
+
+
+def test_auto_with_a_folder(engine, checkpoint, tmp_path):
+    done = engine("probe", "resume=auto", "out=a", "run.epochs=3")
+    assert done.session.options.resume == "none"
+    assert done.session.out == tmp_path / "a"
+    assert done.err == "engine: resume=auto: no valid checkpoint in a; starting afresh\n"
+    folder = checkpoint(tmp_path / "a", ["run.epochs=3"])
+    done = engine("probe", "resume=auto", "out=a")
+    assert done.session.options.run.epochs == 3
+    assert (tmp_path / done.session.options.resume).samefile(folder)
+    assert done.err == "engine: resuming from a/checkpoints/step-00000010\n"
+
+
+def test_auto_finds_the_newest_run_with_the_same_overrides(engine, checkpoint, tmp_path):
+    runs = tmp_path / "runs" / "2026-01-01"
+    older = checkpoint(runs / "10-00-00", ["run.epochs=3", "optim.lr=1"])
+    wanted = checkpoint(runs / "11-00-00" / "4", ["run.epochs=3", "optim.lr=1"])
+    other = checkpoint(runs / "12-00-00", ["run.epochs=4"])
+    for age, folder in ((300, older), (200, wanted), (100, other)):
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    done = engine("probe", "resume=auto", "optim.lr=1", "run.epochs=3", "level=2")
+    assert done.session.out == runs / "11-00-00" / "4"
+    assert (tmp_path / done.session.options.resume).samefile(wanted)
+    done = engine("probe", "resume=auto", "optim.lr=2")
+    assert done.session.options.resume == "none"
+    assert "no valid checkpoint in runs/ with these overrides; starting afresh" in done.err
+
+
+def test_evaluation_composes_the_checkpoints_run(engine, checkpoint, tmp_path):
+    checkpoint(tmp_path / "a", SAVED)
+    session = engine("glance", "checkpoint=a", "run.batch=7").session
+    assert (session.choices["model"], session.options.run.batch) == ("lenet", 7)
+    assert (session.options.job.checkpoint, session.options.out, session.options.resume) == ("a", "", "none")
+
+
+def test_evaluation_of_foreign_weights(engine, tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"")
+    session = engine("glance", "checkpoint=net.pt").session
+    assert (session.choices["model"], session.overrides) == ("cnn", [])
+
+
+def test_evaluations_swept_over_checkpoints(engine, checkpoint, sessions, tmp_path):
+    checkpoint(tmp_path / "a", SAVED)
+    checkpoint(tmp_path / "b", SAVED)
+    checkpoint(tmp_path / "c", ["model=cnn"])
+    assert engine("glance", "-m", "checkpoint=a,b").code == 0
+    assert [(s.options.job.checkpoint, s.choices["model"]) for s in sessions] == [("a", "lenet"), ("b", "lenet")]
+    done = engine("glance", "-m", "checkpoint=a,c")
+    assert done.code == EXIT_USAGE
+    assert "one configuration" in done.err
