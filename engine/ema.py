@@ -21,7 +21,8 @@ class WeightAverage:
         self._names = [name for name, value in state.items() if value.is_floating_point()]
         self._weights = [state[name] for name in self._names]  # these alias the model's own memory
         self._average = [weight.detach().clone() for weight in self._weights]
-        self._share = 1 - decay
+        first = self._average[0]
+        self._share = torch.tensor(1 - decay, dtype=first.dtype, device=first.device)  # a float would become float32
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:

@@ -22,8 +22,10 @@ class Rates:
         factors = torch.tensor([factor(u) for u in range(updates)], dtype=torch.float64)
         table = factors[:, None] * peaks[None, :]
         # One more row for the counter's value after the last update, when no rate is needed any more.
-        self._table = torch.cat([table, table[-1:]]).to(torch.float32).to(device)
-        self._row = torch.empty(1, len(peaks), device=device)
+        table = torch.cat([table, table[-1:]])
+        # CUDA's fused optimisers read the rate as float32; on a CPU it keeps the precision of a Python number.
+        self._table = table.to(device, torch.float64 if device.type == "cpu" else torch.float32)
+        self._row = self._table[:1].clone()
         self.updates = torch.zeros(1, dtype=torch.int64, device=device)
         for group, rate in zip(optimizer.param_groups, self._row[0].unbind(), strict=True):
             group["lr"] = rate

@@ -135,7 +135,19 @@ class SmallOptim(Optim):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Make the optimiser."""
-        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, fused=True)
+        return momentum_sgd(groups, self.lr)
+
+
+def momentum_sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    """Return fused SGD with momentum, whose buffers exist from the start.
+
+    Otherwise torch makes them in the first step, and of uninitialised memory if that step is masked.
+    """
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @dataclass

@@ -89,7 +89,8 @@ def build_run(
         out=str(out),
         resume=resume,
     )
-    return assemble(Session(options, registry, out, overrides=["a=1"], config="a: 1\n"))
+    choices = {"model": "tiny", "data": "digits", "augment": names}
+    return assemble(Session(options, registry, out, overrides=["a=1"], choices=choices, config="a: 1\n"))
 
 
 def everything(run: Run) -> dict[str, torch.Tensor]:

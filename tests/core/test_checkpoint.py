@@ -205,7 +205,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_failed_save_ends_the_run_with_a_line_and_the_earlier_checkpoint(make, tmp_path):
-    """A folder that disappears stands for a disk that fails in the middle of a run."""
+    """A limit on file sizes stands for a disk that fills up in the middle of a run."""
     from small_run import Watch
 
     def break_disk(run):

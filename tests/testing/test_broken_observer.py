@@ -186,7 +186,7 @@ READS = {
     "mask": lambda loss, applied: loss.view(1)[loss.view(1) > 0],
     "where": lambda loss, applied: torch.where(loss.view(1) > 0),
     "unique": lambda loss, applied: loss.view(1).unique(),
-    "inside a function": lambda loss, applied: torch.linspace(0, loss, 3),
+    "inside a function": lambda loss, applied: torch.full((2,), loss),
 }
 
 

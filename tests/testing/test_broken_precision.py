@@ -84,19 +84,13 @@ class IntegerImages(Sound):
         return model
 
 
-class RoundsToIntegers(Sound):
-    def convert(self, model):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.round_()
-        return model
-
+class DrownsInNoise(Sound):
     def update(self, optimizer, bad):
         super().update(optimizer, bad)
         with torch.no_grad():
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    parameter.round_()
+                    parameter += torch.randn_like(parameter) * (1 - bad)
 
 
 class Explodes(Sound):
@@ -208,7 +202,7 @@ class Options(Precision):
         (StatesPlainNumbers, r"state\(\) returns tensors by name"),
         (Renames, r"convert\(\) keeps the parameters' names and shapes"),
         (IntegerImages, "dtype is the floating-point type of the images; it is torch.int8"),
-        (RoundsToIntegers, "training in these numbers learns"),
+        (DrownsInNoise, "training in these numbers learns"),
         (Explodes, "training in these numbers learns"),
         (OneForward, r"a step forward and backward works in the context of forward\(\)"),
         (IgnoresTheMask, r"update\(\) changes nothing when bad is 1.0; the parameters changed"),

@@ -1,0 +1,1 @@
+"""Benchmarks: one module for each field of claims, all on the harness of ``harness.py``."""

@@ -1,0 +1,121 @@
+"""This engine's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine import Batch, Data, Model, Records, Run, Session, assemble
+from engine.interfaces import Source
+from engine.loader import Position, Step
+from engine.options import Options, RunOptions, SaveOptions
+from engine.registry import Registry
+
+from . import LR, MOMENTUM, Work, stage
+
+OBSERVERS = ("progress", "tensorboard", "csv")  # the default
+CLASSES = 10
+
+
+class Blank(Source):
+    """Black images: the run is assembled from them, then given the ready batches."""
+
+    classes = tuple(str(number) for number in range(CLASSES))
+    fingerprint = "blank"
+
+    def __init__(self, shape: tuple[int, int, int], count: int) -> None:
+        self.shape, self._count = shape, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def records(self, indices: Sequence[int]) -> Records:
+        """Return black images of class 0."""
+        images = torch.zeros((len(indices), *self.shape), dtype=torch.uint8)
+        return Records("raw", images, torch.zeros(len(indices), dtype=torch.int64))
+
+
+@dataclass
+class BlankData(Data):
+    """Images of some shape."""
+
+    shape: tuple[int, int, int] = (1, 1, 1)
+    count: int = 1
+
+    def build(self, split: str) -> Source:
+        """Make the source."""
+        return Blank(self.shape, self.count)
+
+
+@dataclass
+class Given(Model):
+    """A copy of the work's network."""
+
+    work: Any = None
+
+    def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
+        """Make the copy."""
+        return self.work.fresh()
+
+
+def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS) -> Run:
+    """Return a run of the default components that trains ``work``; it logs once within the timed steps."""
+
+    def chosen(group: str, name: str) -> Any:
+        return registry.entry(group, name).options()
+
+    images, _ = work.batches[0]
+    optimizer = chosen("optim", "sgd")
+    optimizer.lr, optimizer.momentum, optimizer.weight_decay = LR, MOMENTUM, 0.0
+    options = Options(
+        job=chosen("job", "train"),
+        data=BlankData(shape=tuple(images.shape[1:]), count=len(images), threads=0),
+        augment={},
+        model=Given(work=work),
+        loss=chosen("loss", "cross_entropy"),
+        optim=optimizer,
+        schedule=chosen("schedule", "constant"),
+        kernels=chosen("kernels", "native"),
+        parallel=chosen("parallel", "single"),
+        precision=chosen("precision", "float32"),
+        transfer=chosen("transfer", "none"),
+        observe={name: chosen("observe", name) for name in observers},
+        run=RunOptions(
+            steps=work.length, batch=len(images), device="cpu", evaluate_every="never", log_every=min(50, work.steps)
+        ),
+        save=SaveOptions(every="never"),
+    )
+    choices = {"data": "ready batches", "model": "the same", "observe": list(observers)}
+    run = assemble(Session(options, registry, folder, choices=choices, config="see benchmarks/loops/ours.py\n"))
+    feed = work.feed(ready_steps(work))
+    run.loader.steps = lambda position: iter(feed)  # type: ignore[assignment,method-assign]
+    run.feed = feed  # type: ignore[attr-defined]
+    return run
+
+
+def ready_steps(work: Work) -> list[Step]:
+    """Return the batches as the engine's loader would hand them out, all made beforehand."""
+    steps = []
+    for number in range(work.length):
+        images, targets = work.batches[number % len(work.batches)]
+        first, n = number * len(images), len(images)
+        batch = Batch(images, targets, torch.arange(first, first + n))
+        steps.append(Step([batch], n, 0, None, Position(number + 1, first + n)))
+    return steps
+
+
+def engine_loop(registry: Registry, observers: Sequence[str] = OBSERVERS) -> Any:
+    """Return the loop that trains with ``Run.fit``, observed by ``observers``."""
+
+    def loop(work: Work) -> tuple[float, nn.Module]:
+        with stage() as folder:
+            run = build_run(work, registry, Path(folder), observers)
+            run.fit()
+        return run.feed.seconds, run.model  # type: ignore[attr-defined]
+
+    return loop
