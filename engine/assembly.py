@@ -72,8 +72,8 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         overrides=session.overrides,
         choices=session.choices,
         sweep=session.sweep,
-        lock=claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out))),
     )
+    run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
     if start is not None:
         restore(run, start)
     record(out, session.config)

@@ -197,7 +197,7 @@ class Observer(Component):
 class RunOptions:
     """How long to train, on what, and what to do on the way."""
 
-    epochs: int = option(30, "passes over the training set", at_least=1)
+    epochs: int = option(20, "passes over the training set", at_least=1)
     steps: int | None = option(None, "length in steps; overrides epochs", at_least=1)
     batch: int = option(64, "samples per micro-batch, over all processes", at_least=1)
     accumulate: int = option(1, "micro-batches per step", at_least=1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
-
 from ignite.engine import Engine, Events, create_supervised_trainer
 from ignite.handlers import ProgressBar, TensorboardLogger
 from ignite.metrics import RunningAverage
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from . import LR, MOMENTUM, Work, stage
 

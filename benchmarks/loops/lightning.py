@@ -6,10 +6,9 @@ import logging
 import warnings
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-
-from lightning.pytorch import LightningModule, Trainer
 
 from . import LR, MOMENTUM, Work, stage
 

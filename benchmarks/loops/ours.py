@@ -1,4 +1,4 @@
-"""This engine's loop."""
+"""The loop of this engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.loader import Position, Step
 from engine.options import Options, RunOptions, SaveOptions
 from engine.registry import Registry
 
-from . import LR, MOMENTUM, Work, stage
+from . import LR, MOMENTUM, Feed, Loop, Work, stage
 
 OBSERVERS = ("progress", "tensorboard", "csv")  # the default
 CLASSES = 10
@@ -63,8 +63,8 @@ class Given(Model):
         return self.work.fresh()
 
 
-def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS) -> Run:
-    """Return a run of the default components that trains ``work``; it logs once within the timed steps."""
+def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS) -> tuple[Run, Feed]:
+    """Return a run of the default components that trains ``work``, and its feed; it logs once as it is timed."""
 
     def chosen(group: str, name: str) -> Any:
         return registry.entry(group, name).options()
@@ -94,8 +94,7 @@ def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[
     run = assemble(Session(options, registry, folder, choices=choices, config="see benchmarks/loops/ours.py\n"))
     feed = work.feed(ready_steps(work))
     run.loader.steps = lambda position: iter(feed)  # type: ignore[assignment,method-assign]
-    run.feed = feed  # type: ignore[attr-defined]
-    return run
+    return run, feed
 
 
 def ready_steps(work: Work) -> list[Step]:
@@ -109,13 +108,13 @@ def ready_steps(work: Work) -> list[Step]:
     return steps
 
 
-def engine_loop(registry: Registry, observers: Sequence[str] = OBSERVERS) -> Any:
+def engine_loop(registry: Registry, observers: Sequence[str] = OBSERVERS) -> Loop:
     """Return the loop that trains with ``Run.fit``, observed by ``observers``."""
 
     def loop(work: Work) -> tuple[float, nn.Module]:
         with stage() as folder:
-            run = build_run(work, registry, Path(folder), observers)
+            run, feed = build_run(work, registry, Path(folder), observers)
             run.fit()
-        return run.feed.seconds, run.model  # type: ignore[attr-defined]
+        return feed.seconds, run.model
 
     return loop

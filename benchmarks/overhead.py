@@ -1,0 +1,185 @@
+"""The engine's time per step over the same loop written by hand, beside PyTorch Lightning and Ignite.
+
+Every loop trains the same network from the same weights on the same ready batches with fused SGD; that they end with
+the same weights, to the last bit, is checked. Each turn is a whole fit; it is timed from one request for a batch to a
+later one, so its set-up and its end are left out. See docs/results/overhead.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from harness import Report, Side, Times, arguments, interleave
+from loops import Loop, Work, plain
+from loops.ours import CLASSES, engine_loop
+from loops.sections import sections
+from torch import nn
+
+from engine.registry import Registry
+
+BATCHES = 8  # that the loops use in turn
+PLAIN = "plain PyTorch"
+ACCURACY = "plain PyTorch, accuracy too"
+ENGINE, ENGINE_ALONE = "engine", "engine, no observers"
+
+
+def network(model: str, shape: tuple[int, int, int], **settings: int) -> nn.Module:
+    """Return a network of the engine's own, the same at every call."""
+    torch.manual_seed(0)
+    return Registry.load().entry("model", model).options(**settings).build(shape, CLASSES)  # type: ignore[attr-defined]
+
+
+def batches(shape: tuple[int, int, int], size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ready batches of noise."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, *shape, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
+        for _ in range(BATCHES)
+    ]
+
+
+def calibrated(name: str, net: nn.Module, shape: tuple[int, int, int], wanted: float, steps: int, skipped: int) -> Work:
+    """Return the work whose batch size (a power of two) makes a plain step take nearest to ``wanted`` seconds."""
+    best: tuple[float, Work, float] | None = None
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        work = Work(net, batches(shape, size), steps, skipped)
+        short = Work(net, work.batches, max(3, steps // 5), 2)
+        took = statistics.median(plain.plain(short)[0] for _ in range(3))
+        off = max(took / wanted, wanted / took)
+        if best is None or off < best[0]:
+            best = off, work, took
+        if took > 2 * wanted:
+            break
+    assert best is not None, "at least one size was tried"
+    _, work, took = best
+    shown = "x".join(str(side) for side in shape)
+    parameters = sum(p.numel() for p in net.parameters())
+    print(f"{name}: batch {len(work.batches[0][1])} of {shown}, {parameters:,} parameters, {took * 1e3:.2f} ms plain")
+    return work
+
+
+def loops(registry: Registry) -> dict[str, Loop]:
+    """Return the loops by name, in the order of the tables; a framework that is not installed is left out, and said."""
+    found: dict[str, Loop] = {
+        PLAIN: plain.plain,
+        ACCURACY: plain.with_accuracy,
+        "plain PyTorch, unfused SGD": partial(plain.plain, fused=False),
+        ENGINE: engine_loop(registry),
+        ENGINE_ALONE: engine_loop(registry, observers=()),
+    }
+    if importlib.util.find_spec("lightning"):
+        from loops import lightning
+
+        found["Lightning, barebones"] = lightning.bare
+        found["Lightning, defaults"] = lightning.by_default
+    else:
+        print("no Lightning rows: it is not installed (requirements-bench.txt)")
+    if importlib.util.find_spec("ignite"):
+        from loops import ignite
+
+        found["Ignite, no handlers"] = ignite.bare
+        found["Ignite, with handlers"] = ignite.with_handlers
+    else:
+        print("no Ignite rows: it is not installed (requirements-bench.txt)")
+    return found
+
+
+def side(loop: Loop, work: Work, ends: list[nn.Module]) -> Side:
+    """Return the side that trains ``work`` once, its network then being appended to ``ends``."""
+
+    def turn() -> float:
+        gc.collect()  # nobody pays for another's garbage
+        seconds, trained = loop(work)
+        ends.append(trained)
+        return seconds
+
+    return turn
+
+
+def compare(found: Mapping[str, Loop], work: Work, rounds: int) -> Times:
+    """Let the loops take turns at ``work``. Raises SystemExit naming a loop that ends with other weights."""
+    ends: dict[str, list[nn.Module]] = {name: [] for name in found}
+    times = interleave({name: side(loop, work, ends[name]) for name, loop in found.items()}, rounds)
+    expected = list(ends[PLAIN][0].state_dict().values())
+    for name, trained in ends.items():
+        fused = "unfused" not in name  # whose arithmetic rounds otherwise
+        got = list(trained[-1].state_dict().values())
+        if fused and not all(torch.equal(a, b) for a, b in zip(expected, got, strict=True)):
+            raise SystemExit(f"{name} does not train as {PLAIN} does: its last weights differ")
+    return times
+
+
+def show(report: Report, title: str, times: Times, scale: float, unit: str) -> None:
+    """Print times and ratios."""
+    rows = [
+        [name, times.spread(name).text(scale, 2), times.ratio(name, PLAIN).text(), times.ratio(name, ACCURACY).text()]
+        for name in times
+    ]
+    report.table(title, ["loop", unit, f"over {PLAIN}", "over that with accuracy"], rows)
+
+
+def main(given: Sequence[str] | None = None, small: Callable[[Work], Work] | None = None) -> None:
+    """Measure and report; ``small`` may make every work smaller (for a test)."""
+    options = arguments(__doc__ or "", given)
+    torch.set_num_threads(options.threads)
+    quick, report, registry = options.quick, Report(options.json), Registry.load()
+    found = loops(registry)
+    few = {name: loop for name, loop in found.items() if name in (PLAIN, ACCURACY, ENGINE) or "barebones" in name
+           or "no handlers" in name}  # fmt: skip
+    gc.freeze()  # what is imported by now need not be looked through before every turn
+
+    shape = (1, 16, 16)
+    work = calibrated("1 ms step: cnn, width 8", network("cnn", shape, width=8), shape, 1e-3, 50, 60)
+    times = compare(found, small(work) if small else work, options.rounds or (9 if quick else 41))
+    show(report, "a step of about 1 ms", times, 1e3, "ms")
+    report.claim("step of 1 ms, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.03, "x")
+    if "Lightning, barebones" in times:
+        ratio = times.ratio(ENGINE, "Lightning, barebones").median
+        report.claim("step of 1 ms, engine over Lightning barebones", ratio, 1.0, "x")
+
+    shape = (3, 32, 32)
+    steps = 10 if quick else 25
+    work = calibrated("20 ms step: resnet20", network("resnet20", shape), shape, 20e-3, steps, steps + 2)
+    times = compare(few if quick else found, small(work) if small else work, options.rounds or (7 if quick else 21))
+    show(report, "a step of about 20 ms", times, 1e3, "ms")
+    report.claim("step of 20 ms, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.01, "x")
+
+    host_time(report, registry, found, options.rounds or (15 if quick else 41), small)
+    report.close()
+
+
+def host_time(
+    report: Report, registry: Registry, found: Mapping[str, Loop], rounds: int, small: Callable[[Work], Work] | None
+) -> None:
+    """Report the CPU time that a step costs whose network has next to nothing to compute, on one thread."""
+    torch.set_num_threads(1)
+    shape = (1, 8, 8)
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    work = Work(linear, batches(shape, 16), 100, 60, time.thread_time)
+    work = small(work) if small else work
+    times = compare(found, work, rounds)
+    rows = [[n, times.spread(n).text(1e6, 1), times.difference(n, PLAIN).text(1e6, 1)] for n in times]
+    title = "host time of a step whose network is one linear layer, 1 thread, CPU time"
+    report.table(title, ["loop", "us", f"us more than {PLAIN}"], rows)
+    extra = times.difference(ENGINE, PLAIN).median * 1e6
+    report.claim("host time of hooks and bookkeeping per step", extra, 30, "us")
+    timed = sections(copy.copy(work), registry)
+    rows = [[section, f"{seconds * 1e6:.1f}"] for section, seconds in timed.items()]
+    rows.append(["all of these", f"{sum(timed.values()) * 1e6:.1f}"])
+    report.table("the same step of the engine by section (medians)", ["section", "us"], rows)
+
+
+if __name__ == "__main__":
+    main()
