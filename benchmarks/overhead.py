@@ -7,13 +7,12 @@ later one, so its set-up and its end are left out. See docs/results/overhead.md.
 
 from __future__ import annotations
 
-import copy
 import gc
 import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +31,8 @@ BATCHES = 8  # that the loops use in turn
 PLAIN = "plain PyTorch"
 ACCURACY = "plain PyTorch, accuracy too"
 ENGINE, ENGINE_ALONE = "engine", "engine, no observers"
+LIGHTNING, IGNITE = "Lightning, barebones", "Ignite, no handlers"
+AT_20_MS = (PLAIN, ACCURACY, ENGINE, LIGHTNING, IGNITE)  # with --quick
 
 
 def network(model: str, shape: tuple[int, int, int], **settings: int) -> nn.Module:
@@ -81,14 +82,14 @@ def loops(registry: Registry) -> dict[str, Loop]:
     if importlib.util.find_spec("lightning"):
         from loops import lightning
 
-        found["Lightning, barebones"] = lightning.bare
+        found[LIGHTNING] = lightning.bare
         found["Lightning, defaults"] = lightning.by_default
     else:
         print("no Lightning rows: it is not installed (requirements-bench.txt)")
     if importlib.util.find_spec("ignite"):
         from loops import ignite
 
-        found["Ignite, no handlers"] = ignite.bare
+        found[IGNITE] = ignite.bare
         found["Ignite, with handlers"] = ignite.with_handlers
     else:
         print("no Ignite rows: it is not installed (requirements-bench.txt)")
@@ -120,65 +121,75 @@ def compare(found: Mapping[str, Loop], work: Work, rounds: int) -> Times:
     return times
 
 
-def show(report: Report, title: str, times: Times, scale: float, unit: str) -> None:
+def show(report: Report, title: str, times: Times) -> None:
     """Print times and ratios."""
     rows = [
-        [name, times.spread(name).text(scale, 2), times.ratio(name, PLAIN).text(), times.ratio(name, ACCURACY).text()]
+        [name, times.spread(name).text(1e3, 2), times.ratio(name, PLAIN).text(), times.ratio(name, ACCURACY).text()]
         for name in times
     ]
-    report.table(title, ["loop", unit, f"over {PLAIN}", "over that with accuracy"], rows)
+    report.table(title, ["loop", "ms", f"over {PLAIN}", "over that with accuracy"], rows)
 
 
-def main(given: Sequence[str] | None = None, small: Callable[[Work], Work] | None = None) -> None:
-    """Measure and report; ``small`` may make every work smaller (for a test)."""
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and report."""
     options = arguments(__doc__ or "", given)
     torch.set_num_threads(options.threads)
-    quick, report, registry = options.quick, Report(options.json), Registry.load()
+    report, registry = Report(options.json), Registry.load()
     found = loops(registry)
-    few = {name: loop for name, loop in found.items() if name in (PLAIN, ACCURACY, ENGINE) or "barebones" in name
-           or "no handlers" in name}  # fmt: skip
     gc.freeze()  # what is imported by now need not be looked through before every turn
-
-    shape = (1, 16, 16)
-    work = calibrated("1 ms step: cnn, width 8", network("cnn", shape, width=8), shape, 1e-3, 50, 60)
-    times = compare(found, small(work) if small else work, options.rounds or (9 if quick else 41))
-    show(report, "a step of about 1 ms", times, 1e3, "ms")
-    report.claim("step of 1 ms, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.03, "x")
-    if "Lightning, barebones" in times:
-        ratio = times.ratio(ENGINE, "Lightning, barebones").median
-        report.claim("step of 1 ms, engine over Lightning barebones", ratio, 1.0, "x")
-
-    shape = (3, 32, 32)
-    steps = 10 if quick else 25
-    work = calibrated("20 ms step: resnet20", network("resnet20", shape), shape, 20e-3, steps, steps + 2)
-    times = compare(few if quick else found, small(work) if small else work, options.rounds or (7 if quick else 21))
-    show(report, "a step of about 20 ms", times, 1e3, "ms")
-    report.claim("step of 20 ms, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.01, "x")
-
-    host_time(report, registry, found, options.rounds or (15 if quick else 41), small)
+    one_millisecond(report, found, options.rounds or (9 if options.quick else 41))
+    few = {name: loop for name, loop in found.items() if name in AT_20_MS} if options.quick else found
+    twenty_milliseconds(report, few, 10 if options.quick else 25, options.rounds or (7 if options.quick else 21))
+    torch.set_num_threads(1)
+    host_time(report, found, options.rounds or (15 if options.quick else 41))
+    by_section(report, registry)
+    torch.set_num_threads(options.threads)
     report.close()
 
 
-def host_time(
-    report: Report, registry: Registry, found: Mapping[str, Loop], rounds: int, small: Callable[[Work], Work] | None
-) -> None:
-    """Report the CPU time that a step costs whose network has next to nothing to compute, on one thread."""
-    torch.set_num_threads(1)
-    shape = (1, 8, 8)
+def one_millisecond(report: Report, found: Mapping[str, Loop], rounds: int) -> None:
+    """Report on a step of about 1 ms: 50 of them, after a first log, with one log among them."""
+    shape = (1, 16, 16)
+    work = calibrated("1 ms step: cnn, width 8", network("cnn", shape, width=8), shape, 1e-3, 50, 60)
+    times = compare(found, work, rounds)
+    show(report, "a step of about 1 ms", times)
+    report.claim("1 ms step, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.03, "x")
+    if LIGHTNING in times:
+        report.claim("1 ms step, engine over Lightning at its fastest", times.ratio(ENGINE, LIGHTNING).median, 1, "x")
+
+
+def twenty_milliseconds(report: Report, found: Mapping[str, Loop], steps: int, rounds: int) -> None:
+    """Report on a step of about 20 ms; the log comes once in ``steps``, more often than by default."""
+    shape = (3, 32, 32)
+    work = calibrated("20 ms step: resnet20", network("resnet20", shape), shape, 20e-3, steps, steps + 2)
+    times = compare(found, work, rounds)
+    show(report, "a step of about 20 ms", times)
+    report.claim("20 ms step, engine over plain PyTorch", times.ratio(ENGINE, PLAIN).median, 1.01, "x")
+
+
+def linear_work() -> Work:
+    """Return a work whose steps have next to nothing to compute: one linear layer, 16 images of 8x8."""
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
-    work = Work(linear, batches(shape, 16), 100, 60, time.thread_time)
-    work = small(work) if small else work
-    times = compare(found, work, rounds)
+    return Work(linear, batches((1, 8, 8), 16), 100, 60, time.thread_time)
+
+
+def host_time(report: Report, found: Mapping[str, Loop], rounds: int) -> None:
+    """Report the CPU time of a step that is all host time, two logs in a hundred steps included."""
+    times = compare(found, linear_work(), rounds)
     rows = [[n, times.spread(n).text(1e6, 1), times.difference(n, PLAIN).text(1e6, 1)] for n in times]
-    title = "host time of a step whose network is one linear layer, 1 thread, CPU time"
+    title = "CPU time of a step whose network is one linear layer, 1 thread"
     report.table(title, ["loop", "us", f"us more than {PLAIN}"], rows)
     extra = times.difference(ENGINE, PLAIN).median * 1e6
     report.claim("host time of hooks and bookkeeping per step", extra, 30, "us")
-    timed = sections(copy.copy(work), registry)
+
+
+def by_section(report: Report, registry: Registry) -> None:
+    """Report what the engine's own parts take of such a step."""
+    timed = sections(linear_work(), registry)
     rows = [[section, f"{seconds * 1e6:.1f}"] for section, seconds in timed.items()]
     rows.append(["all of these", f"{sum(timed.values()) * 1e6:.1f}"])
-    report.table("the same step of the engine by section (medians)", ["section", "us"], rows)
+    report.table("the same step of the engine by section (medians; no log)", ["section", "us"], rows)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
 def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:
     """Return the checkpoint to go on from, or None for a fresh start.
 
-    Raises UsageError for a path without a valid checkpoint, one behind which ``out`` holds newer ones, and for
-    "auto" where ``out`` holds damaged checkpoints only.
+    Raises UsageError for a path without a valid checkpoint, one behind which ``out`` holds newer valid ones, and
+    for "auto" where ``out`` holds damaged checkpoints only.
     """
     if resume == "none":
         return None
@@ -94,10 +94,11 @@ def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path 
             raise UsageError(f"resume=auto: no checkpoint in out={out} is whole; give another out= to start anew")
         return newest
     start = manifest.locate(Path(resume), tell)
-    newer = [folder for folder in manifest.checkpoints(out) if folder.name > start.name]
-    if (Path(resume) / manifest.NAME).is_file() and within(start, out) and newer:
+    # Damaged ones do not count: the command line names the checkpoint before them where it was asked for the newest.
+    newest = manifest.newest_valid(out, lambda text: None) if within(start, out) else None
+    if newest is not None and newest.name > start.name:
         raise UsageError(
-            f"resume={resume} is older than {newer[0].name} in out={out}: give another out= to branch off, or "
+            f"resume={resume} is older than {newest.name} in out={out}: give another out= to branch off, or "
             f"resume={out} to go on with the newest"
         )
     return start

@@ -15,7 +15,6 @@ from engine.registry import Registry, bind
 from . import Work, stage
 from .ours import build_run
 
-
 FIRST = "stop requests, the end"  # the section that every step begins with
 
 

@@ -26,15 +26,17 @@ class FusedSGD(SGD):
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
-        # torch would make the buffers at the first step, from uninitialised memory if that step is cancelled. Zeros
-        # give the same first update: momentum x 0 + gradient.
-        for group in self.param_groups:
-            for parameter in group["params"] if group["momentum"] else []:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as torch does."""
+        """Add parameters, as torch does, with buffers of zeros.
+
+        torch would make the buffers at the first step, from uninitialised memory if that step is cancelled. Zeros give
+        the same first update: momentum x 0 + gradient.
+        """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for parameter in group["params"] if group["momentum"] else []:
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self._lists = ()
 
     @torch.no_grad()
@@ -114,8 +116,21 @@ def adamw(
 
 
 def _decayed(groups: list[dict[str, Any]], weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """Return the groups with their weight decay: none where ``decays`` is False, unless all decay."""
-    return [{**group, "weight_decay": weight_decay if decay_all or group["decays"] else 0.0} for group in groups]
+    """Return the groups with their weight decay: none where ``decays`` is False, unless all decay.
+
+    Groups that nothing tells apart become one, which one kernel updates.
+    """
+    merged: list[tuple[dict[str, Any], dict[str, list[Any]]]] = []  # settings, and what has them
+    for group in groups:
+        own = {key: value for key, value in group.items() if key not in ("params", "names", "decays")}
+        own["weight_decay"] = weight_decay if decay_all or group["decays"] else 0.0
+        alike = next((lists for settings, lists in merged if settings == own), None)
+        if alike is None:
+            merged.append((own, {"params": list(group["params"]), "names": list(group["names"])}))
+        else:
+            alike["params"] += group["params"]
+            alike["names"] += group["names"]
+    return [{**settings, **lists} for settings, lists in merged]
 
 
 def _fusable(groups: list[dict[str, Any]]) -> bool:

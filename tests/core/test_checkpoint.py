@@ -210,7 +210,7 @@ def test_failed_save_ends_the_run_with_a_line_and_the_earlier_checkpoint(make, t
 
     def break_disk(run):
         if run.position.step == 7:
-            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
 

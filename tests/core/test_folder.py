@@ -197,7 +197,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_the_config_is_written_as_utf8_in_any_locale(tmp_path):
-    script = "import sys; from pathlib import Path; from engine.folder import record; record(Path(sys.argv[1]), '\\u2713')"
+    script = (
+        "import sys; from pathlib import Path; from engine.folder import record; record(Path(sys.argv[1]), '\\u2713')"
+    )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, timeout=60)
     assert (tmp_path / folder.CONFIG).read_bytes() == "✓".encode()

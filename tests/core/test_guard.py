@@ -19,6 +19,15 @@ CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """These networks are so small that a second thread, on a busy machine, is only waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Alone(Strategy):
     rank, world = 0, 1
 
@@ -263,7 +272,9 @@ def test_a_run_stops_with_the_weights_from_before_and_names_step_and_layer(make,
     good = make("good", model=Spoiled(at=99), schedule="constant", run={"steps": 3})
     good.fit()
     run = make("run", model=Spoiled(at=4, how=how), schedule="constant", run={"epochs": 1})
-    with pytest.raises(RunFailed, match=rf"^step 4: {words}; no later step was applied \(run.nonfinite=skip goes on\)$"):
+    with pytest.raises(
+        RunFailed, match=rf"^step 4: {words}; no later step was applied \(run.nonfinite=skip goes on\)$"
+    ):
         run.fit()
     assert run.position.step == 5, "it is told when the log is read"
     assert run.outcome == "failed"

@@ -20,7 +20,7 @@ LAYOUT = Layout(torch.device("cpu"))
 class Numbers:
     """Record i is an image filled with i; remembers what was asked for."""
 
-    classes = [str(i) for i in range(10)]
+    classes = tuple(str(i) for i in range(10))
     shape = (1, 2, 2)
     fingerprint = "numbers"
 
@@ -130,7 +130,7 @@ def test_seed_changes_order_and_draws():
 
 
 def test_batch_larger_than_the_data_set_says_what_to_do():
-    with pytest.raises(UsageError, match=r"run.batch=64 x run.accumulate=2 needs 128 images a step, but the training set"):
+    with pytest.raises(UsageError, match=r"run.batch=64 x run.accumulate=2 needs 128 images a step, but"):
         loader(batch=64, accumulate=2)
 
 

@@ -173,6 +173,10 @@ def now(monkeypatch):
 
 
 def test_clock_measures_between_readings_without_the_pauses(now):
+    def fail_after(seconds: float) -> None:
+        now.time += seconds
+        raise KeyError
+
     clock = Clock()
     now.time += 50  # assembling is not training
     clock.start(sample=100, waited=2.0)
@@ -181,8 +185,7 @@ def test_clock_measures_between_readings_without_the_pauses(now):
         now.time += 40
     now.time += 1
     with pytest.raises(KeyError), clock.paused():
-        now.time += 7
-        raise KeyError
+        fail_after(7)
     assert clock.read(sample=500, waited=3.0) == {"speed/images_per_second": 100.0, "speed/data_wait_share": 0.25}
     now.time += 2
     assert clock.read(sample=500, waited=3.0) == {"speed/images_per_second": 0.0, "speed/data_wait_share": 0.0}

@@ -66,7 +66,7 @@ def test_run_killed_with_sigkill_resumes_bit_equal(make, tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / "killed"))
     ended = subprocess.run([sys.executable, "-c", script], timeout=100, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert [f.name for f in manifest.checkpoints(tmp_path / "killed")][0] == "step-00000008"
+    assert manifest.checkpoints(tmp_path / "killed")[0].name == "step-00000008"
     undisturbed = make("whole", run={"ema": 0.9})
     undisturbed.fit()
     resumed = make("killed", resume="auto", run={"ema": 0.9})
@@ -92,7 +92,7 @@ def test_checkpoints_do_not_depend_on_compilation(make, monkeypatch):
         resumed.fit()
         finals.append(everything(resumed))
     for name, value in finals[0].items():
-        torch.testing.assert_close(value, finals[1][name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(value, finals[1][name], rtol=1e-3, atol=1e-4)
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(make, tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_checkpoint_of_another_architecture_names_the_differing_parameters(make,
     run.fit()
     run.lock.close()
     before = {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file() and p.name != "run.lock"}
-    with pytest.raises(UsageError, match=r"does not fit this model: of another shape: 0\.weight is \[8, 1, 3, 3\] instea"):
+    with pytest.raises(UsageError, match=r"does not fit this model: of another shape: 0\.weight is \[8, 1"):
         make("run", resume="auto", model=Tiny(width=4))
     assert before == {p: p.read_bytes() for p in before}, "a refused resume must leave the run as it was"
 

@@ -126,7 +126,9 @@ def test_a_missing_file_is_told(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello world", b"<!DOCTYPE html><html>404</html>", b"PK\x03\x04", b"\x80\x02."])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world", b"<!DOCTYPE html><html>404</html>", b"PK\x03\x04", b"\x80\x02."]
+)
 def test_a_file_of_something_else_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name).startswith("cannot be read as weights (")
@@ -156,7 +158,7 @@ def test_truncated_files_are_refused(tmp_path):
 
 
 def test_damaged_files_are_read_or_refused_but_nothing_else(tmp_path):
-    draw = random.Random(0)
+    draw, outcomes = random.Random(0), set()
     for path in files(tmp_path):
         held = path.read_bytes()
         for _ in range(250):
@@ -167,11 +169,11 @@ def test_damaged_files_are_read_or_refused_but_nothing_else(tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch wonders about pickle protocol 251
                 try:
-                    state = read_state(path)
+                    read_state(path)
+                    outcomes.add("read")
                 except UsageError as error:
-                    assert "\n" not in str(error)
-                else:
-                    assert all(isinstance(value, torch.Tensor) for value in state.values())
+                    outcomes.add(f"refused in {len(str(error).splitlines())} line")
+    assert outcomes == {"read", "refused in 1 line"}
 
 
 def test_a_state_is_copied_into_the_model_in_its_own_type():

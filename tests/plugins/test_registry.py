@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -104,8 +105,7 @@ def test_a_broken_plugin_is_named_and_the_rest_works(install, code, error):
     registry = Registry.load()
     plugin = plugin_named(registry, "broken")
     assert plugin.supplies == ()
-    with pytest.raises(AssertionError, match=f"^{error}"):
-        raise AssertionError(plugin.error)
+    assert re.match(error, plugin.error), plugin.error
     assert "\n" not in plugin.error
     assert "blur" in registry.names("augment")
     assert "lenet" in registry.names("model")
