@@ -48,6 +48,7 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         "batch": options.run.batch, "threads": options.data.threads, "prefetch": options.data.prefetch,
         "layout": layout, "rank": strategy.rank, "world": strategy.world,
     }  # fmt: skip
+    require_targets(train, loss)
     loader = Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
     model = build_model(options, train, loader.example(), loss, key)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
@@ -73,6 +74,8 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         choices=session.choices,
         sweep=session.sweep,
     )
+    if start is None:
+        enter_stage(run)
     run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
     if start is not None:
         restore(run, start)
@@ -152,6 +155,16 @@ def open_splits(options: Options) -> tuple[Source, Source]:
             f"{tuple(test.shape)}; they must be alike"
         )
     return train, test
+
+
+def require_targets(source: Source, loss: LossFunction) -> None:
+    """Raise UsageError if the loss is for classes and the data has none, or the other way round."""
+    if loss.regression and source.classes:
+        raise UsageError(
+            f"loss: it takes rows of numbers, but the data has {len(source.classes)} classes: choose another"
+        )
+    if not loss.regression and not source.classes:
+        raise UsageError("loss: it takes classes, but the data has none: choose loss=mse loss.targets=values")
 
 
 def build_augmentations(options: Options, training: Callable[[], Source]) -> dict[str, Augmentation]:

@@ -84,7 +84,7 @@ class Checkpoints:
         if self._best:
             scores = {folder: score for folder in found if (score := score_of(folder)) is not None}
             if scores:
-                kept.add(max(found, key=lambda f: self._sign * scores[f] if f in scores else float("-inf")))
+                kept.add(max(reversed(found), key=lambda f: self._sign * scores[f] if f in scores else float("-inf")))
         for folder in found:
             if folder not in kept:
                 _remove(folder)

@@ -13,7 +13,7 @@ class WeightAverage:
     """After every applied update, average = decay x average + (1 - decay) x weights.
 
     Floating-point buffers (BatchNorm's statistics) are averaged likewise. A masked update leaves the
-    average bit-equal. Nothing waits for the device.
+    average as it is. Nothing waits for the device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -19,6 +19,7 @@ def evaluate(
     loss: LossFunction,
     precision: Precision,
     strategy: Strategy,
+    device: torch.device,
     weights: Iterable[AbstractContextManager[None]] = (),
 ) -> dict[str, float]:
     """Return the mean "test/loss" and metrics over all samples of all processes, with the model in evaluation mode.
@@ -26,7 +27,6 @@ def evaluate(
     weights: contexts that put other weights into the model (moving average, evaluation precision), entered in
     this order. The model comes back in the mode and with the weights it had.
     """
-    device = next(model.parameters()).device
     metrics = Metrics("test", list(loss.metrics), device, strategy)
     training = model.training
     with ExitStack() as stack:

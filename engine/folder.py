@@ -59,11 +59,14 @@ def record(out: Path, config: str) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader, or a crash, sees the old or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # there only after a failure
 
 
 def unwritable(out: Path, error: OSError) -> UsageError:

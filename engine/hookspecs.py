@@ -6,7 +6,7 @@
             on_batch                      for each micro-batch, on the device, augmented
             on_backward_end               gradients are complete, scaled and not yet clipped
             on_step_end                   the update was applied or masked; the position counts it
-            on_log                        every run.log_every steps: the numbers, read from the device once
+            on_log                        every run.log_every steps and at the end of epochs: the numbers
             on_evaluate_end               after an evaluation
             on_save_checkpoint            before a checkpoint is written
         on_epoch_end                      the last step of an epoch is done (and its evaluation, if due)

@@ -102,6 +102,8 @@ class LossFunction(Protocol):
     """Metric names, each with whether higher is better; early stopping and ``save.best`` watch the first."""
     reduction: str
     """"mean" or "sum" over the step's samples."""
+    regression: bool = False
+    """Whether targets are rows of numbers [n, outputs], not classes."""
 
     def outputs(self, classes: int) -> int:
         """Return how many outputs the model needs for so many classes."""

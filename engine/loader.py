@@ -201,9 +201,10 @@ class TestLoader:
 def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the images [n, c, h, w] and targets of records, decoded to the source's shape.
 
-    Raises UsageError naming a record that cannot be decoded.
+    Raises UsageError naming a record that cannot be decoded, or whose class does not exist.
     """
     records = source.records(indices)
+    _require_classes(source, indices, records.targets)
     if isinstance(records.images, Tensor):
         return records.images, records.targets
     images = torch.empty((len(indices), *source.shape), dtype=torch.uint8)
@@ -213,6 +214,19 @@ def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         except UsageError as error:
             raise UsageError(f"{source.name_of(index)} {error}") from error
     return images, records.targets
+
+
+def _require_classes(source: Source, indices: Sequence[int], targets: Tensor) -> None:
+    # Here the targets are in the host's memory still; on a GPU a wrong one would be an assertion in some later kernel.
+    if not source.classes or targets.is_floating_point() or len(targets) == 0:
+        return
+    wrong = (targets < 0) | (targets >= len(source.classes))
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise UsageError(
+            f"{source.name_of(indices[place])} is of class {int(targets[place])}, but the classes are 0 to "
+            f"{len(source.classes) - 1}"
+        )
 
 
 def prefetched(

@@ -30,13 +30,21 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """Declare a documented, checked field, as in ``alpha: float = option(0.2, "strength", above=0)``.
 
     A list or dict default is copied for each instance. Bounds and choices are checked after composition;
     None always passes, so an optional field needs no special case.
     """
-    rules = {"help": help, "choices": tuple(choices), "at_least": at_least, "at_most": at_most, "above": above}
+    rules = {
+        "help": help,
+        "choices": tuple(choices),
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=rules)
     return field(default=default, metadata=rules)
@@ -201,10 +209,10 @@ class RunOptions:
     steps: int | None = option(None, "length in steps; overrides epochs", at_least=1)
     batch: int = option(64, "samples per micro-batch, over all processes", at_least=1)
     accumulate: int = option(1, "micro-batches per step", at_least=1)
-    seed: int = option(0, "key of every random draw", at_least=0)
+    seed: int = option(0, "key of every random draw", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     clip: float | None = option(None, "largest global norm of the gradient; null: no clipping", above=0)
-    ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, at_most=1)
+    ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, below=1)
     nonfinite: str = option(
         "stop", "a loss that is not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
     )
@@ -280,6 +288,7 @@ def _check_rules(name: str, value: Any, rules: Any) -> None:
         ("at_least", lambda bound: value >= bound, "at least"),
         ("at_most", lambda bound: value <= bound, "at most"),
         ("above", lambda bound: value > bound, "above"),
+        ("below", lambda bound: value < bound, "below"),
     ):
         bound = rules.get(rule)
         if bound is not None and not holds(bound):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import pluggy
 import torch
@@ -22,9 +22,6 @@ from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
-
-if TYPE_CHECKING:
-    from engine.run import Run
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,15 +41,16 @@ class Parts:
     best: Best
     key: Key
     stages: Sequence[interfaces.Stage]
-    enter_stage: Callable[[Run], None]  # assembles the stage that ``position`` is in
+    enter_stage: Callable[[Parts], None]  # assembles the stage that ``position`` is in
     out: Path
-    lock: IO[str] | None = None  # held while the run folder is ours
+    lock: IO[Any] = field(init=False)  # held while the run folder is ours
     config: str = ""  # the composed configuration, as YAML
     overrides: Sequence[str] = ()
     choices: dict[str, Any] = field(default_factory=dict)  # group -> chosen name, or list of names
     tables: list[str] = field(default_factory=list)  # printed at the start: which kernel computes what, and why
     sweep: bool = False
 
+    outcome: str = "failed"  # until ``fit`` has ended otherwise
     position: Position = field(default_factory=Position)
     epoch: int = -1  # of the step last begun; -1 before the first
     clock: Clock = field(default_factory=Clock)
@@ -78,7 +76,6 @@ class Parts:
         self.saved_step = -1
         self._weights: dict[int, Tensor] = {}
         self._stage_ends = list(accumulate(stage.steps for stage in self.stages))
-        self.enter_stage(self)  # type: ignore[arg-type]
 
     @property
     def source(self) -> interfaces.Source:
@@ -105,9 +102,9 @@ class Parts:
         seed_torch(self.step_key.at(position.step * self.loader.accumulate + index), self.device)
 
     def log_due(self, step: Step) -> bool:
-        """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or the run's end."""
+        """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or a stage's end."""
         done = step.end.step
-        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.steps
+        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.stage_end
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

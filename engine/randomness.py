@@ -30,7 +30,7 @@ class Key:
         """Return the key of a place below this one: ``key.at("augment", "flip")``; distinct paths never meet."""
         value = self.value
         for part in path:
-            value = _hash(_word(value) + (b"s" + part.encode() if isinstance(part, str) else _word(part) + b"i"))
+            value = _hash(_word(value) + (b"s" + part.encode() if isinstance(part, str) else b"i" + _word(part)))
         return Key(value)
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from engine.diagnosis import require_finite
 from engine.evaluation import evaluate
-from engine.guard import require_finite
 from engine.hookspecs import HOT
 from engine.interfaces import Batch
 from engine.loader import Position, Step
@@ -105,7 +105,7 @@ class Run(Parts):
         with self.clock.paused():
             average = self.average.swapped() if self.average else nullcontext()
             weights = (average, self.precision.evaluation_weights(self.model))
-            scalars = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, weights)
+            scalars = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, self.device, weights)
             improved = self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
             self.hooks.on_evaluate_end(run=self, scalars=scalars)
         return improved
@@ -133,7 +133,6 @@ class Run(Parts):
     @contextmanager
     def lifecycle(self) -> Iterator[StopRequests]:
         """Within ``with``, observers are bound and told of the start, of an exception, and always of the end."""
-        self.outcome = "failed"
         self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
         self.deadline = time.monotonic() + self.max_seconds
         try:
@@ -147,3 +146,4 @@ class Run(Parts):
             raise
         finally:
             self.hooks.on_fit_end(run=self, outcome=self.outcome)
+            self.lock.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engine import checkpoint, manifest
-from engine.assembly import build_augmentations, build_model, open_split, prepare_device
+from engine.assembly import build_augmentations, build_model, open_split, prepare_device, require_targets
 from engine.evaluation import evaluate
 from engine.loader import Layout, TestLoader
 from engine.randomness import Key
@@ -28,6 +28,7 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
     state = weights_of(weights, tell)
     test = open_split(options, "test")
+    require_targets(test, loss)
     augmentations = build_augmentations(options, lambda: open_split(options, "train"))
     batches = TestLoader(
         test, augmentations, batch=options.run.batch, threads=options.data.threads, prefetch=options.data.prefetch,
@@ -40,7 +41,7 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     options.kernels.build().apply(model, (first.shape[0], first.shape[1], first.shape[2], first.shape[3]))
     if options.run.compile:
         model.compile()
-    return evaluate(model, batches, loss, precision, strategy, [precision.evaluation_weights(model)]), len(test)
+    return evaluate(model, batches, loss, precision, strategy, device, [precision.evaluation_weights(model)]), len(test)
 
 
 def weights_of(path: Path, tell: Callable[[str], None]) -> Mapping[str, Tensor]:

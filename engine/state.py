@@ -60,7 +60,7 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
 
 
 def restore(run: Parts, folder: Path) -> None:
-    """Put a run into the state of a checkpoint, every byte of which is verified first.
+    """Assemble the stage that a checkpoint is in and put the run into its state, every byte verified first.
 
     Raises UsageError, naming what differs, if the checkpoint is damaged or of another model, optimiser or
     data set.
@@ -79,7 +79,7 @@ def restore(run: Parts, folder: Path) -> None:
         )
     if run.position.stage >= len(run.stages):
         raise UsageError(f"{folder} is in stage {run.position.stage + 1}; this run has {len(run.stages)}")
-    run.enter_stage(run)  # type: ignore[arg-type]
+    run.enter_stage(run)
     load_state(run.model, files[MODEL], str(folder))
     checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer"])
     if run.average:

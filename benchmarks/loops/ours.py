@@ -64,12 +64,18 @@ class Given(Model):
 
 
 def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS) -> tuple[Run, Feed]:
-    """Return a run of the default components that trains ``work``, and its feed; it logs once as it is timed."""
+    """Return a run of the default components that trains ``work``, and its feed.
+
+    It logs every 50 steps, as by default, or as often as there are timed steps if those are fewer. Its first log, which
+    also writes an image and the head of a table, comes after its first step, which is not timed.
+    """
 
     def chosen(group: str, name: str) -> Any:
         return registry.entry(group, name).options()
 
     images, _ = work.batches[0]
+    log_every = min(50, work.steps)
+    before = Position(log_every - 1)
     optimizer = chosen("optim", "sgd")
     optimizer.lr, optimizer.momentum, optimizer.weight_decay = LR, MOMENTUM, 0.0
     options = Options(
@@ -86,25 +92,30 @@ def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[
         transfer=chosen("transfer", "none"),
         observe={name: chosen("observe", name) for name in observers},
         run=RunOptions(
-            steps=work.length, batch=len(images), device="cpu", evaluate_every="never", log_every=min(50, work.steps)
+            steps=before.step + work.length,
+            batch=len(images),
+            device="cpu",
+            evaluate_every="never",
+            log_every=log_every,
         ),
         save=SaveOptions(every="never"),
     )
     choices = {"data": "ready batches", "model": "the same", "observe": list(observers)}
     run = assemble(Session(options, registry, folder, choices=choices, config="see benchmarks/loops/ours.py\n"))
-    feed = work.feed(ready_steps(work))
+    run.position = before
+    feed = work.feed(ready_steps(work, before))
     run.loader.steps = lambda position: iter(feed)  # type: ignore[assignment,method-assign]
     return run, feed
 
 
-def ready_steps(work: Work) -> list[Step]:
-    """Return the batches as the engine's loader would hand them out, all made beforehand."""
+def ready_steps(work: Work, position: Position) -> list[Step]:
+    """Return the batches as the engine's loader would hand them out from ``position`` on, all made beforehand."""
     steps = []
     for number in range(work.length):
         images, targets = work.batches[number % len(work.batches)]
-        first, n = number * len(images), len(images)
-        batch = Batch(images, targets, torch.arange(first, first + n))
-        steps.append(Step([batch], n, 0, None, Position(number + 1, first + n)))
+        first, count = position.sample, len(images)
+        position = Position(position.step + 1, first + count)
+        steps.append(Step([Batch(images, targets, torch.arange(first, first + count))], count, 0, None, position))
     return steps
 
 

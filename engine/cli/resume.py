@@ -28,9 +28,9 @@ def say(text: str) -> None:
 def restored(words: Sequence[str], job: str, registry: Registry, sweep: bool) -> list[str]:
     """Return the overrides with those of the checkpoint that ``resume`` or ``checkpoint`` names put under them.
 
-    ``resume`` then is "none" or a checkpoint's folder, and ``out`` that checkpoint's run unless it was given.
-    In a sweep ``resume=auto`` is left as it is: each job looks into its own folder (``newest_in``). Raises
-    UsageError for a path that holds no valid checkpoint.
+    ``resume`` then is "none", a checkpoint's folder, or "auto" where there is none yet; ``out`` is that checkpoint's
+    run unless it was given. In a sweep ``resume=auto`` is left as it is: each job looks into its own folder
+    (``newest_in``). Raises UsageError for a path that holds no valid checkpoint.
     """
     given = _values(words)
     resume = given.get("resume", "none")
@@ -68,21 +68,21 @@ def _resumed(words: Sequence[str], given: dict[str, str]) -> list[str]:
         where = f"{RUNS}/ with these overrides"
     if found is None:
         say(f"resume=auto: no valid checkpoint in {where}; starting afresh")
-        return rest
+        return [*rest, "resume=auto"]  # a run killed before its first checkpoint may be started again in its folder
     say(f"resuming from {found}")
     out = [] if "out" in given else [f"out={quoted(found.resolve().parent.parent)}"]
     return [*merged(manifest.read(found)["overrides"], rest), *out, f"resume={quoted(found)}"]
 
 
 def newest_in(out: Path, overrides: Sequence[str]) -> str:
-    """Return what ``resume`` means for a sweep's job in ``out``: its newest valid checkpoint, or "none".
+    """Return what ``resume`` means for a sweep's job in ``out``: its newest valid checkpoint, or "auto" without one.
 
     Raises UsageError if the checkpoint is of a run with other overrides.
     """
     found = manifest.newest_valid(out, say)
     if found is None:
         say(f"resume=auto: no valid checkpoint in {out}; starting afresh")
-        return "none"
+        return "auto"
     saved = manifest.read(found)["overrides"]
     if sorted(saved) != sorted(overrides):
         raise UsageError(f"resume=auto: {out} was run with {' '.join(saved) or 'no overrides'}; give another out=")

@@ -72,7 +72,7 @@ class Task:
         overrides = words_of(composed.overrides.task)
         if options.job.keeps_output:
             config.out = str(self._folder(options, composed.runtime.output_dir))
-            if options.resume == "auto":
+            if options.resume == "auto" and self.sweep:
                 config.resume = resume.newest_in(Path(config.out), resume.task(overrides))
             options = options_of(config)
         everything = [*words_of(composed.overrides.hydra), *overrides]

@@ -22,14 +22,14 @@ class MeanSquaredError(Objective):
 
     def __init__(self, targets: str, reduction: str, auxiliary: float) -> None:
         super().__init__(reduction, auxiliary)
-        self.regresses = targets == "values"
-        if self.regresses:
+        self.regression = targets == "values"
+        if self.regression:
             self.metrics = {"mean_absolute_error": False}
 
     def of_head(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one head's loss, summed over the samples. Raises UsageError for targets of another shape."""
         if not targets.is_floating_point():
-            if self.regresses:
+            if self.regression:
                 raise UsageError("loss.targets=values needs float targets, the data has class numbers: use classes")
             targets = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
         if outputs.shape != targets.shape:  # torch would broadcast one against the other
@@ -41,7 +41,7 @@ class MeanSquaredError(Objective):
 
     def measure(self, outputs: Any, targets: Tensor) -> Sequence[Tensor]:
         """Return how many samples are right, or the sum over the samples of their mean absolute error."""
-        if not self.regresses:
+        if not self.regression:
             return super().measure(outputs, targets)
         scores = main_head(outputs).detach()
         return [functional.l1_loss(scores, targets, reduction="sum") / scores.shape[1]]

@@ -39,7 +39,7 @@ def test_jobs_come_first(complete):
         ("engine train run.compile=", ["false", "true"]),
         ("engine train run.nonfinite=s", ["stop", "skip"]),
         ("engine probe mode=mi", ["mistake"]),
-        ("engine train run.epochs=", ["30"]),
+        ("engine train run.epochs=", ["20"]),
         ("engine train run.evaluate_every=", []),
         ("engine train nothing=", []),
     ],

@@ -136,7 +136,7 @@ def test_the_working_directory_does_not_matter(engine, tmp_path):
         (decoy / "__init__.py").write_text("raise RuntimeError('a decoy was imported')\n")
         (decoy / "train.yaml").write_text("run: {epochs: 99}\n")
     (tmp_path / "train.yaml").write_text("run: {epochs: 99}\n")
-    assert engine("probe").session.options.run.epochs == 30
+    assert engine("probe").session.options.run.epochs == 20
 
 
 def test_the_record_composes_the_same(engine):

@@ -36,7 +36,7 @@ def test_origins(origins, tmp_path):
     assert found["augment"] == ("[mixup]", "override")
     assert found["augment.mixup.alpha"] == ("0.2", "default (plugin mixlib)")
     assert found["run.batch"] == ("9", "override")
-    assert found["run.epochs"] == ("30", "default (engine)")
+    assert found["run.epochs"] == ("20", "default (engine)")
     assert found["model"] == ("cnn", "default (conf/train.yaml)")
     assert found["observe"] == ("[progress,tensorboard,csv]", "default (conf/train.yaml)")
     assert found["experiment"] == ("mine", "override")

@@ -82,7 +82,7 @@ def test_nothing_to_resume(engine, tmp_path, sessions, path):
 
 def test_auto_with_a_folder(engine, checkpoint, tmp_path):
     done = engine("probe", "resume=auto", "out=a", "run.epochs=3")
-    assert done.session.options.resume == "none"
+    assert done.session.options.resume == "auto"
     assert done.session.out == tmp_path / "a"
     assert done.err == "engine: resume=auto: no valid checkpoint in a; starting afresh\n"
     folder = checkpoint(tmp_path / "a", ["run.epochs=3"])
@@ -103,7 +103,7 @@ def test_auto_finds_the_newest_run_with_the_same_overrides(engine, checkpoint, t
     assert done.session.out == runs / "11-00-00" / "4"
     assert (tmp_path / done.session.options.resume).samefile(wanted)
     done = engine("probe", "resume=auto", "optim.lr=2")
-    assert done.session.options.resume == "none"
+    assert done.session.options.resume == "auto"
     assert "no valid checkpoint in runs/ with these overrides; starting afresh" in done.err
 
 

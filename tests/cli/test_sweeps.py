@@ -74,7 +74,7 @@ def test_resume_in_a_sweep(engine, sessions, checkpoint, tmp_path):
     found = checkpoint(tmp_path / "sweep" / "1", ["run.epochs=2"])
     done = engine("probe", "-m", "run.epochs=1,2", "out=sweep", "resume=auto")
     assert done.code == 0, done.err
-    assert [s.options.resume for s in sessions] == ["none", str(found)]
+    assert [s.options.resume for s in sessions] == ["auto", str(found)]
 
 
 def test_resume_in_a_sweep_refuses_another_run(engine, checkpoint, tmp_path):

@@ -255,8 +255,12 @@ def test_regression_trains_from_images_to_numbers(make, registry):
     torch.testing.assert_close(run.model[1].weight.T, rule, atol=0.05, rtol=0)
 
 
-def test_targets_without_classes_must_be_rows_of_numbers(make, tmp_path):
-    line = refused(make, tmp_path, data=given(Memory(torch.arange(40), ())), augment=[], run={"batch": 8})
+def test_targets_without_classes_must_be_rows_of_numbers(make, registry, tmp_path):
+    numbers = given(Memory(torch.arange(40), ()))
+    line = refused(make, tmp_path, data=numbers, augment=[], run={"batch": 8})
+    assert line == "loss: it takes classes, but the data has none: choose loss=mse loss.targets=values"
+    mse = registry.entry("loss", "mse").options(targets="values")
+    line = refused(make, tmp_path, data=numbers, augment=[], run={"batch": 8}, loss=mse)
     assert line == "data: a source without classes needs targets [n, outputs] to regress, not [2]"
 
 
@@ -349,3 +353,11 @@ def test_the_example_is_two_samples_whatever_the_batch(make):
     example = make("run", model=Tiny(width=2)).loader.example()
     assert isinstance(example, Batch)
     assert len(example) == len(example.images) == len(example.targets) == 2
+
+
+def test_regression_loss_on_classes_is_refused(make, registry, tmp_path):
+    mse = registry.entry("loss", "mse").options(targets="values")
+    assert (
+        refused(make, tmp_path, loss=mse)
+        == "loss: it takes rows of numbers, but the data has 10 classes: choose another"
+    )

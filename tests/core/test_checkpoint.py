@@ -187,8 +187,8 @@ def test_killed_while_saving_many_times(tmp_path):
 def test_retention_keeps_the_newest_and_the_best(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.9, 5: 0.1}
     saved(tmp_path / "high", 1, 2, 3, 4, 5, 6, scores=scores, keep=2, best=True)
-    # equal scores: the newer one is the best, so the older can go
-    assert [int(f.name[5:]) for f in manifest.checkpoints(tmp_path / "high")] == [6, 5, 4]
+    # of equal scores the first is the best
+    assert [int(f.name[5:]) for f in manifest.checkpoints(tmp_path / "high")] == [6, 5, 2]
     saved(tmp_path / "low", 1, 2, 3, 4, 5, 6, scores=scores, keep=1, best=True, higher_is_better=False)
     assert [int(f.name[5:]) for f in manifest.checkpoints(tmp_path / "low")] == [6, 5]
     saved(tmp_path / "plain", 1, 2, 3, 4, scores=scores, keep=3)

@@ -12,7 +12,8 @@ from small_run import Tiny, everything
 from torch import nn
 
 from engine import Batch, Model, RunFailed
-from engine.guard import Guard, name_culprit
+from engine.diagnosis import name_culprit
+from engine.guard import Guard
 from engine.interfaces import Precision, Strategy
 
 CPU = torch.device("cpu")

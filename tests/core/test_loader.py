@@ -174,3 +174,14 @@ def test_layout_converts_and_keeps_labels_whole():
     assert batch.images.dtype == torch.float64
     assert batch.targets.dtype == torch.int64
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_label_out_of_range_is_named_before_it_reaches_the_model():
+    class Wrong(Numbers):
+        def records(self, indices) -> Records:
+            records = super().records(indices)
+            records.targets[torch.tensor(indices) == 40] = 10
+            return records
+
+    with pytest.raises(UsageError, match=r"photo_40\.jpg is of class 10, but the classes are 0 to 9"):
+        list(islice(loader(Wrong()).steps(Position()), 13))

@@ -152,3 +152,12 @@ def test_resuming_an_older_checkpoint_over_newer_ones_asks_for_another_folder(ma
         make("run", resume=str(older))
     branch = make("branch", resume=str(older))
     assert branch.position.step == 5
+
+
+def test_run_killed_before_its_first_checkpoint_can_be_started_again(make, tmp_path):
+    run = make("run", run={"steps": 2})
+    run.lock.close()  # its folder is claimed and holds config.yaml, but no checkpoint
+    assert (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(UsageError, match="holds a run already: resume=auto"):
+        make("run", run={"steps": 2})
+    assert make("run", resume="auto", run={"steps": 2}).fit() == "done"

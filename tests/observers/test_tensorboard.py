@@ -137,7 +137,7 @@ def test_hparams_are_the_options_by_name(make_run):
     assert values["augment.flip.chance"].number_value == 0.25
     assert values["model.width"].number_value == 8
     assert values["model.batch_norm"].string_value == "true"
-    assert values["run.epochs"].number_value == 30
+    assert values["run.epochs"].number_value == 20
     assert "run.clip" not in values  # null
     assert not [name for name in values if name.split(".")[0] in ("out", "resume", "save", "observe", "job")]
     end = hparams.parse_session_end_info_plugin_data(hparams_content(events, hparams.SESSION_END_INFO_TAG))
