@@ -29,10 +29,11 @@ from engine.registry import Registry
 
 BATCHES = 8  # that the loops use in turn
 PLAIN = "plain PyTorch"
+AGAIN = "plain PyTorch once more"  # how far its ratio is from 1 is what the other ratios may be off by
 ACCURACY = "plain PyTorch, accuracy too"
 ENGINE, ENGINE_ALONE = "engine", "engine, no observers"
 LIGHTNING, IGNITE = "Lightning, barebones", "Ignite, no handlers"
-AT_20_MS = (PLAIN, ENGINE, LIGHTNING, IGNITE)  # with --quick
+AT_20_MS = (PLAIN, ENGINE, AGAIN, LIGHTNING, IGNITE)  # with --quick
 
 
 def network(model: str, shape: tuple[int, int, int], **settings: int) -> nn.Module:
@@ -77,6 +78,7 @@ def loops(registry: Registry) -> dict[str, Loop]:
         ACCURACY: plain.with_accuracy,
         "plain PyTorch, unfused SGD": partial(plain.plain, fused=False),
         ENGINE: engine_loop(registry),
+        AGAIN: plain.plain,
         ENGINE_ALONE: engine_loop(registry, observers=()),
     }
     if importlib.util.find_spec("lightning"):
@@ -138,9 +140,9 @@ def main(given: Sequence[str] | None = None) -> None:
     report, registry = Report(options.json), Registry.load()
     found = loops(registry)
     gc.freeze()  # what is imported by now need not be looked through before every turn
-    one_millisecond(report, found, options.rounds or (9 if options.quick else 41))
+    one_millisecond(report, found, options.rounds or (8 if options.quick else 41))
     few = {name: loop for name, loop in found.items() if name in AT_20_MS} if options.quick else found
-    twenty_milliseconds(report, few, 25 if options.quick else 50, options.rounds or (9 if options.quick else 21))
+    twenty_milliseconds(report, few, 25 if options.quick else 50, options.rounds or (7 if options.quick else 21))
     torch.set_num_threads(1)
     host_time(report, found, options.rounds or (11 if options.quick else 41))
     by_section(report, registry)

@@ -66,7 +66,7 @@ def on_backward_end(run: Run) -> None:
 
 @hookspec
 def on_step_end(run: Run, loss: Tensor, applied: Tensor) -> None:
-    """A step ended: its mean loss, and 1.0 if it was applied or 0.0 if it was masked, both still on the device."""
+    """A step ended: this process's summed loss, and False if the step was masked, scalars still on the device."""
 
 
 @hookspec

@@ -210,11 +210,11 @@ class RunOptions:
     batch: int = option(64, "samples per micro-batch, over all processes", at_least=1)
     accumulate: int = option(1, "micro-batches per step", at_least=1)
     seed: int = option(0, "key of every random draw", at_least=0, at_most=2**63 - 1)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N")
     clip: float | None = option(None, "largest global norm of the gradient; null: no clipping", above=0)
     ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, below=1)
     nonfinite: str = option(
-        "stop", "a loss that is not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
+        "stop", "a loss or gradient that is not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
     )
     patience: int | None = option(None, "stop after so many evaluations without improvement", at_least=1)
     max_time: str | None = option(None, "stop with a checkpoint after this long: 90s, 30m, 8h")

@@ -30,7 +30,7 @@ class Train(Job):
 class Evaluate(Job):
     """Measure a trained model on the test split."""
 
-    checkpoint: str = option("", "engine checkpoint or run folder, or a foreign .pt/.th/.safetensors state dict")
+    checkpoint: str = option("", "run or checkpoint folder, or a state dict in a .pt, .pth, .th or .safetensors file")
 
     def build(self) -> Callable[[Session], None]:
         """Return the job."""

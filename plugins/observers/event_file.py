@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from engine import Run
 
 FLUSH_SECONDS = 10  # how far TensorBoard may lag behind; a checkpoint flushes too, so a resume leaves no gap
+TOGETHER_SECONDS = 1.0  # scalars logged within that time are written together
 FINISHED = ("done", "early stop", "max_time")
 
 
@@ -31,6 +33,8 @@ class TensorBoard:
         self._wanted = images  # images still to be taken from a batch
         self._taken: tuple[int, Tensor] | None = None
         self._writer: SummaryWriter | None = None
+        self._waiting: list[tuple[Summary, int, float]] = []  # scalars, their step and the time, not yet handed over
+        self._handed_over = 0.0
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
@@ -80,18 +84,30 @@ class TensorBoard:
         if self._writer is None:
             return
         self._write_images(run)
+        if outcome in FINISHED and run.best.score is not None:
+            self._write_scalars(run, {f"test/best_{run.best.name}": run.best.score})
+        self._hand_over(run)
         if outcome in FINISHED:
-            if run.best.score is not None:
-                self._write_scalars(run, {f"test/best_{run.best.name}": run.best.score})
             self._write_hparams(run)
         with self._writing(run) as writer:
             writer.close()
         self._writer = None
 
     def _write_scalars(self, run: Run, scalars: Mapping[str, float]) -> None:
-        # One event for all of them: add_scalar would make one each, ten times as slow.
+        # One event for all of them: add_scalar would make one each, ten times as slow. Logs that follow each other fast
+        # share a call of the writer, whose thread takes Python's lock from the training each time that it wakes.
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
-        self._add(run, [summary])
+        now = time.time()
+        self._waiting.append((summary, run.position.step, now))
+        if now - self._handed_over >= TOGETHER_SECONDS:
+            self._hand_over(run)
+
+    def _hand_over(self, run: Run) -> None:
+        with self._writing(run) as writer:
+            for summary, step, moment in self._waiting:
+                writer.file_writer.add_summary(summary, step, moment)  # type: ignore[attr-defined]
+        self._waiting.clear()
+        self._handed_over = time.time()
 
     def _write_hparams(self, run: Run) -> None:
         # The first of the three summaries, the list of columns, is left out: TensorBoard would take that of an
@@ -114,6 +130,7 @@ class TensorBoard:
 
     def _flush(self, run: Run) -> None:
         if self._writer is not None:
+            self._hand_over(run)
             with self._writing(run) as writer:
                 writer.flush()
 

@@ -64,7 +64,7 @@ class Constant(Schedule):
 
 @dataclass
 class Step(Schedule):
-    """The learning rate multiplied by ``gamma`` at each milestone."""
+    """The learning rate multiplied by gamma at each milestone."""
 
     milestones: list[float] = option([0.5, 0.75], "where to drop, as shares of the run between 0 and 1, ascending")
     gamma: float = option(0.1, "what each milestone multiplies the rate by", above=0)
