@@ -214,7 +214,7 @@ class RunOptions:
     clip: float | None = option(None, "largest global norm of the gradient; null: no clipping", above=0)
     ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, below=1)
     nonfinite: str = option(
-        "stop", "a loss or gradient that is not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
+        "stop", "a loss or gradient not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
     )
     patience: int | None = option(None, "stop after so many evaluations without improvement", at_least=1)
     max_time: str | None = option(None, "stop with a checkpoint after this long: 90s, 30m, 8h")
