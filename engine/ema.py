@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """After every applied update, average = decay x average + (1 - decay) x weights.
+    """After the n-th applied update, average = d x average + (1 - d) x weights; d = min(decay, (1 + n) / (10 + n)).
 
-    Floating-point buffers (BatchNorm's statistics) are averaged likewise. A masked update leaves the
-    average as it is. Nothing waits for the device.
+    The warm-up lets a short run forget its initial weights (as TensorFlow's ExponentialMovingAverage does).
+    Floating-point buffers (BatchNorm's statistics) are averaged likewise. A masked update leaves the average as it
+    is. Nothing waits for the device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,14 +22,17 @@ class WeightAverage:
         self._names = [name for name, value in state.items() if value.is_floating_point()]
         self._weights = [state[name] for name in self._names]  # these alias the model's own memory
         self._average = [weight.detach().clone() for weight in self._weights]
-        first = self._average[0]
-        self._share = torch.tensor(1 - decay, dtype=first.dtype, device=first.device)  # a float would become float32
+        self._share = 1 - decay
 
     @torch.no_grad()
-    def update(self, applied: Tensor) -> None:
-        """Take in the present weights unless ``applied`` (a bool scalar on the device) is False."""
+    def update(self, applied: Tensor, updates: Tensor) -> None:
+        """Take in the present weights unless ``applied`` (a bool scalar on the device) is False.
+
+        updates: int64 [1] on the device, how many updates were applied, this one included.
+        """
+        share = (9 / (updates[0] + 10).to(torch.float64)).clamp(min=self._share)  # of the weights; 1 - d
         steps = torch._foreach_sub(self._weights, self._average)
-        torch._foreach_mul_(steps, applied * self._share)
+        torch._foreach_mul_(steps, (applied * share).to(steps[0].dtype))
         torch._foreach_add_(self._average, steps)
 
     @contextmanager

@@ -212,7 +212,9 @@ class RunOptions:
     seed: int = option(0, "key of every random draw", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", "where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N")
     clip: float | None = option(None, "largest global norm of the gradient; null: no clipping", above=0)
-    ema: float | None = option(None, "decay of the weights' moving average; null: none", above=0, below=1)
+    ema: float | None = option(
+        None, "decay of the weights' moving average, warmed up over the first updates; null: none", above=0, below=1
+    )
     nonfinite: str = option(
         "stop", "a loss or gradient not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
     )

@@ -59,7 +59,7 @@ class Run(Parts):
         applied = self.guard.settle()
         self.rates.advance(applied)
         if self.average:
-            self.average.update(applied)
+            self.average.update(applied, self.rates.updates)
         self.metrics.settle(applied)
         self.position = step.end
         for tell in self.on_step_end:

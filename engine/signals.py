@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -38,3 +39,6 @@ class StopRequests:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        again = "; Ctrl-C once more ends it at once, without one" if number == signal.SIGINT else ""
+        # os.write, because a handler may interrupt a print.
+        os.write(2, f"engine: {self.requested}: stopping after this step, with a checkpoint{again}\n".encode())

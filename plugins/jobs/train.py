@@ -9,11 +9,12 @@ from engine.errors import Stopped
 
 
 def train(session: Session) -> None:
-    """Train the composed run to its end; raises Stopped (exit code 75) if a signal ended it with a checkpoint."""
+    """Train the composed run to its end; raises Stopped (exit code 75) if a signal or max_time ended it earlier."""
     run = assemble(session, tell=lambda text: print(f"engine: {text}", file=sys.stderr))
     outcome = run.fit()
-    if outcome.startswith("stopped by"):
+    if outcome == "max_time" or outcome.startswith("stopped by"):
+        reason = f"stopped by run.max_time={session.options.run.max_time}" if outcome == "max_time" else outcome
         raise Stopped(
-            f"{outcome} after step {run.position.step} of {run.steps}; checkpoint saved; "
+            f"{reason} after step {run.position.step} of {run.steps}; checkpoint saved; "
             f"engine train resume={session.out} goes on"
         )

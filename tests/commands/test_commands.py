@@ -86,6 +86,27 @@ def test_resume_by_folder_alone_recomposes_the_run(engine, tmp_path):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_truncated_newest_checkpoint_is_named_and_the_one_before_resumed(engine, tmp_path):
+    assert engine("train", *QUICK, "out=whole")[0] == 0
+    assert engine("train", *QUICK, "out=cut", "save.keep=9")[0] == 0
+    newest = manifest.checkpoints(tmp_path / "cut")[0]
+    model = newest / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-100])
+    code, _, told = engine("train", *QUICK, "out=cut", "resume=auto", "save.keep=9")
+    assert code == 0, told
+    assert "model.safetensors has" in told
+    assert "from step 11" in told
+    whole, cut = (load_file(manifest.checkpoints(tmp_path / n)[0] / "model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_max_time_ends_with_a_checkpoint_and_exit_code_75(engine, tmp_path):
+    code, _, told = engine("train", *QUICK, "run.max_time=0.001", "out=run")
+    assert code == 75
+    assert "stopped by run.max_time=0.001 after step" in told
+    assert manifest.newest_valid(tmp_path / "run", print)
+
+
 def test_sweep_trains_every_combination_into_its_own_folder(engine, tmp_path):
     code, out, told = engine("train", "-m", *QUICK, "optim.lr=0.01,0.05", "out=sweep", "observe=[tensorboard]")
     assert code == 0, told
@@ -228,6 +249,7 @@ def test_lenet_reaches_99_percent_on_mnist(engine, real_data):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_default_run_reaches_97_and_a_half_percent_with_every_seed(engine):
     for seed in range(5):
         code, _, told = engine("train", f"run.seed={seed}", f"out=run{seed}")

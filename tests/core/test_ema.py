@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.ema import WeightAverage
 
-APPLIED, MASKED = torch.tensor(True), torch.tensor(False)
+APPLIED, MASKED, ONE = torch.tensor(True), torch.tensor(False), torch.tensor([1])
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -35,13 +35,15 @@ def floats(model: nn.Module) -> dict[str, np.ndarray]:
 def test_average_follows_the_recursion_masked_updates_left_out(dtype, tolerance, decay):
     model = network(dtype)
     average, expected = WeightAverage(model, decay), floats(model)
+    updates = 0
     for step in range(12):
         train_a_little(model, step)
         masked = step in (0, 4, 5)
-        average.update(MASKED if masked else APPLIED)
+        updates += not masked
+        average.update(MASKED if masked else APPLIED, torch.tensor([updates]))
         if not masked:
-            now = floats(model)
-            expected = {name: decay * old + (1 - decay) * now[name] for name, old in expected.items()}
+            now, kept = floats(model), min(decay, (1 + updates) / (10 + updates))
+            expected = {name: kept * old + (1 - kept) * now[name] for name, old in expected.items()}
     state = average.state()
     assert state.keys() == expected.keys()
     assert "1.running_var" in state
@@ -55,10 +57,10 @@ def test_a_masked_update_keeps_every_bit():
     model = network()
     average = WeightAverage(model, 0.7)
     train_a_little(model, 0)
-    average.update(APPLIED)
+    average.update(APPLIED, ONE)
     before = {name: value.clone() for name, value in average.state().items()}
     train_a_little(model, 1)
-    average.update(MASKED)
+    average.update(MASKED, ONE)
     assert all(torch.equal(value, before[name]) for name, value in average.state().items())
 
 
@@ -66,7 +68,7 @@ def test_swapped_evaluates_with_the_average_and_gives_everything_back():
     model = network()
     average = WeightAverage(model, 0.9)
     train_a_little(model, 0)
-    average.update(APPLIED)
+    average.update(APPLIED, ONE)
     own = {name: value.clone() for name, value in model.state_dict().items()}
     places = [parameter.data_ptr() for parameter in model.parameters()]
     with average.swapped():
@@ -92,12 +94,12 @@ def test_state_that_is_loaded_is_the_state_that_was_given():
     model, other = network(), network()
     average = WeightAverage(model, 0.9)
     train_a_little(model, 0)
-    average.update(APPLIED)
+    average.update(APPLIED, ONE)
     given = {name: value.clone() for name, value in average.state().items()}
     taker = WeightAverage(other, 0.9)
     taker.load({**given, "something else": torch.ones(1)})
     assert all(torch.equal(value, given[name]) for name, value in taker.state().items())
     assert not torch.equal(other.state_dict()["0.weight"], given["0.weight"]), "loading must not touch the model"
     train_a_little(model, 1)
-    average.update(APPLIED)
+    average.update(APPLIED, ONE)
     assert all(torch.equal(value, given[name]) for name, value in taker.state().items()), "it keeps a copy"

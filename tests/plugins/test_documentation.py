@@ -54,7 +54,7 @@ def test_the_components_train_together(blocks, tmp_path):
         "precision": "BrainFloat",
     }
     parts = {group: blocks[name]() for group, name in names.items()}
-    run = small_run(tmp_path, steps=40, augment={"invert": blocks["Invert"]()}, **parts)
+    run = small_run(tmp_path, steps=40, augment={"invert": blocks["Invert"](probability=0.1)}, **parts)
     assert run.fit() == "done"
     assert run.best.score > 0.9
 
