@@ -27,6 +27,7 @@ from torch import nn
 
 from engine.registry import Registry
 
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 BATCHES = 8  # that the loops use in turn
 PLAIN = "plain PyTorch"
 AGAIN = "plain PyTorch once more"  # how far its ratio is from 1 is what the other ratios may be off by
@@ -52,9 +53,9 @@ def batches(shape: tuple[int, int, int], size: int) -> list[tuple[torch.Tensor, 
 
 
 def calibrated(name: str, net: nn.Module, shape: tuple[int, int, int], wanted: float, steps: int, skipped: int) -> Work:
-    """Return the work whose batch size (a power of two) makes a plain step take nearest to ``wanted`` seconds."""
+    """Return the work whose batch size makes a plain step take nearest to ``wanted`` seconds."""
     best: tuple[float, Work, float] | None = None
-    for size in (1, 2, 4, 8, 16, 32, 64):
+    for size in SIZES:
         work = Work(net, batches(shape, size), steps, skipped)
         short = Work(net, work.batches, max(3, steps // 5), 2)
         took = statistics.median(plain.plain(short)[0] for _ in range(3))
