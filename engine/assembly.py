@@ -227,8 +227,9 @@ def enter_stage(run: Parts) -> None:
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
     run.rates = Rates(run.optimizer, options.schedule.build(stage.steps), stage.steps, run.device)
-    run.guard = Guard(run.model, options.run.nonfinite, run.device)
-    run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.skips)
+    scaled = run.precision.scale() is not None
+    run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
+    run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
     run.tables = [kernel_table(rows)]
     if not maskable(run.optimizer):

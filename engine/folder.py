@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,7 @@ from engine.errors import UsageError
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from file systems mounted without them (Lustre, NFS)
 
 
 def claim(out: Path, resuming: bool) -> IO[str]:
@@ -33,9 +35,13 @@ def claim(out: Path, resuming: bool) -> IO[str]:
         owner = lock.read().strip() or "unknown"
         lock.close()
         raise UsageError(f"out={out} is in use by process {owner}: wait for it, or choose another out=") from None
-    except OSError as error:  # a file system without locks
-        lock.close()
-        raise unwritable(out, error) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            lock.close()
+            raise unwritable(out, error) from error
+        print(
+            f"engine: out={out} is on a file system without locks: see that one process alone uses it", file=sys.stderr
+        )
     if not resuming and ((out / CONFIG).exists() or manifest.checkpoints(out)):
         lock.close()
         raise UsageError(f"out={out} holds a run already: resume=auto goes on with it, another out= starts a new one")
@@ -73,3 +79,16 @@ def unwritable(out: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written, saying what to do about it."""
     todo = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another out="
     return UsageError(f"out={out} cannot be written ({error.strerror}): {todo}")
+
+
+def owner_of(out: Path) -> str | None:
+    """Return the process that uses the run folder; None if none does or if that cannot be told. Nothing is written."""
+    try:
+        with (out / LOCK).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "unknown"
+    except OSError:  # no such file, or a file system without locks: ``claim`` will tell
+        return None
+    return None

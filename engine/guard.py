@@ -20,14 +20,15 @@ class Guard:
     ``latched`` (policy "stop"): 1.0 since the first value that was not finite.
     """
 
-    def __init__(self, model: nn.Module, policy: str, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, policy: str, device: torch.device, scaled: bool = False) -> None:
         self.skips = policy == "skip"
+        self.masks = self.skips or scaled  # whether single steps may be left out; a scaled loss overflows now and then
         self.latched = torch.zeros((), device=device)
         self.bad = torch.zeros((), device=device)
         self.applied = torch.ones((), dtype=torch.bool, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
-        self._buffers = [b for b in model.buffers() if self.skips]
+        self._buffers = [b for b in model.buffers() if self.masks]
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def check(self, values: list[Tensor], precision_flag: Tensor | None, strategy: Strategy) -> Tensor:
@@ -46,7 +47,7 @@ class Guard:
     def settle(self) -> Tensor:
         """After the update: return ``applied``; put back the buffers that a skipped step changed, and count it."""
         self.applied = torch.logical_not(self.bad)  # a new one, which those who keep it may rely on
-        if self.skips:
+        if self.masks:
             self.skipped.add_(~self.applied)
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
                 buffer.copy_(torch.where(self.applied, buffer, kept))
@@ -54,8 +55,9 @@ class Guard:
         return self.applied
 
     def telemetry(self) -> dict[str, Tensor]:
-        """Return what the log reads: how many steps were skipped, or whether the mask has latched."""
-        return {"train/skipped": self.skipped} if self.skips else {"latched": self.latched}
+        """Return what the log reads: how many steps were skipped, and whether the mask has latched."""
+        skipped = {"train/skipped": self.skipped} if self.masks else {}
+        return skipped | ({} if self.skips else {"latched": self.latched})
 
     def keep(self) -> None:
         """Remember the model's present buffers as good, after they were loaded from a checkpoint."""

@@ -16,6 +16,7 @@ from engine import interfaces
 from engine.checkpoint import Checkpoints
 from engine.durations import Every, seconds
 from engine.ema import WeightAverage
+from engine.errors import UsageError
 from engine.guard import Guard
 from engine.loader import Loader, Position, Step, TestLoader
 from engine.metrics import Best, Clock, Metrics
@@ -67,6 +68,8 @@ class Parts:
     def __post_init__(self) -> None:
         run = self.options.run
         self.evaluate_every = Every.parse(run.evaluate_every, "run.evaluate_every")
+        if run.patience is not None and self.evaluate_every.never:
+            raise UsageError(f"run.patience={run.patience} counts evaluations, but run.evaluate_every=never: change one")
         self.save_every = Every.parse(self.options.save.every, "save.every")
         self.grad_norm = torch.zeros((), device=self.device)
         self.max_seconds = seconds(run.max_time, "run.max_time") if run.max_time else float("inf")

@@ -116,7 +116,7 @@ class Registry:
             try:
                 supplied = registry.register(entry_point.name, entry_point.load())
                 plugin = Plugin(entry_point.name, distribution, version, supplied)
-            except Exception as error:  # a plugin is foreign code: whatever it raises is told, and the rest goes on
+            except (Exception, SystemExit) as error:  # foreign code: whatever it raises is told, and the rest goes on
                 reason = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
                 plugin = Plugin(entry_point.name, distribution, version, error=" ".join(reason.split()))
             registry.plugins.append(plugin)

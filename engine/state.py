@@ -43,6 +43,8 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
     facts = {
         "engine": __version__,
         "torch": str(torch.__version__),
+        "optimizer": type(run.optimizer).__name__,
+        "dtype": str(run.precision.dtype),
         "overrides": list(run.overrides),
         "choices": run.choices,
         "position": dataclasses.asdict(run.position),
@@ -53,7 +55,7 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
             "classes": list(run.source.classes),
         },
         "parameters": {name: [str(value.dtype), list(value.shape)] for name, value in model.items()},
-        "optimizer": numbers,
+        "optimizer_numbers": numbers,
         "observers": observed,
     }
     return files, facts, run.best.latest if run.best.latest_step == run.position.step else None
@@ -71,6 +73,11 @@ def restore(run: Parts, folder: Path) -> None:
             f"{folder} was trained on other data ({facts['data']['images']} images, fingerprint "
             f"{facts['data']['fingerprint']}; here {len(run.source)}, {run.source.fingerprint}): start a new run"
         )
+    if facts["dtype"] != str(run.precision.dtype):
+        raise UsageError(
+            f"{folder} was trained in {facts['dtype']}, this run computes in {run.precision.dtype}: choose the same "
+            "precision, or start a new run"
+        )
     run.position = Position(**facts["position"])
     if run.position.step > run.steps:
         raise UsageError(
@@ -80,8 +87,13 @@ def restore(run: Parts, folder: Path) -> None:
     if run.position.stage >= len(run.stages):
         raise UsageError(f"{folder} is in stage {run.position.stage + 1}; this run has {len(run.stages)}")
     run.enter_stage(run)
+    if facts["optimizer"] != type(run.optimizer).__name__:
+        raise UsageError(
+            f"{folder} was trained with {facts['optimizer']}, this run with {type(run.optimizer).__name__}: choose the "
+            "same optim, or start a new run"
+        )
     load_state(run.model, files[MODEL], str(folder))
-    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer"])
+    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer_numbers"])
     if run.average:
         # A run that had no average yet starts it from the weights it goes on with.
         run.average.load(files.get(AVERAGE, files[MODEL]))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from engine.cli import schema
 from engine.errors import UsageError
-from engine.options import RunOptions, SaveOptions
+from engine.options import GROUPS
 from engine.registry import Registry
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -62,10 +63,12 @@ def parse(argv: Sequence[str]) -> Command:
 def _meant(flag: str) -> str:
     """Point from a flag that does not exist to one that does, or to the option that was meant."""
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
-    options = [("run", RunOptions), ("save", SaveOptions)]
-    known = {f.name: f"{group}.{f.name}" for group, fields in options for f in dataclasses.fields(fields)}
-    if name.rpartition(".")[2] in known:
-        return f"; options are given without dashes: {known[name.rpartition('.')[2]]}=..."
+    registry = Registry.load()
+    keys = [*schema.root(), *GROUPS]
+    keys += [key for group, choice in registry.components for key in schema.component(registry, group, choice)]
+    meant = next((key for key in keys if key == name), None) or next((k for k in keys if k.endswith(f".{name}")), None)
+    if meant:
+        return f"; options are given without dashes: {meant.removeprefix('job.')}=..."
     near = get_close_matches(flag, [long for names, _, _ in FLAGS for long in names], n=1)
     return f"; did you mean '{near[0]}'?" if near else "; options are given without dashes (key=value)"
 

@@ -14,23 +14,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from engine.cli import guard, mistakes, resume
+from engine.cli import mistakes, resume
 from engine.cli.arguments import Command, job_of
+from engine.cli.overrides import Rules, parse, with_implied
 from engine.cli.presets import PRIMARY, Presets
 from engine.cli.sweep import Sweep, sweep
 from engine.cli.task import Task
 from engine.errors import UsageError
-from engine.options import GROUPS, Job, Options
+from engine.options import GROUPS, Options
 from engine.registry import Registry
 
 
 def carry_out(command: Command, registry: Registry, presets: Presets) -> int:
     """Check, compose and do what a command says; return its exit code. Raises EngineError where it fails."""
     flags = command.flags
-    job, words = job_of(command.words, registry, presets.defaults()["job"][0])
-    words = resume.restored(words, job, registry, flags.multirun)
-    guard.Guard(words, job, registry, presets).check(guard.parse(words), flags.multirun)
-    overrides = [f"job={job}", *words]
+    job, typed = job_of(command.words, registry, presets.defaults()["job"][0])
+    words = resume.restored(typed, job, registry, flags.multirun)
+    Rules(words, job, registry, presets).check(parse(words), flags.multirun)
+    overrides = [f"job={job}", *with_implied(words)]
     store(registry)
     task = Sweep(registry, presets) if flags.multirun else Task(registry, presets)
     with _hydra(flags.config_dir) as hydra:
@@ -39,10 +40,11 @@ def carry_out(command: Command, registry: Registry, presets: Presets) -> int:
         elif flags.info:
             hydra.show_info(flags.info, PRIMARY, overrides)
         elif flags.multirun:
-            kind = registry.entry("job", job).options
-            sweep(hydra, overrides, task, keeps_output=issubclass(kind, Job) and kind.keeps_output)
+            sweep(hydra, overrides, task, resume.keeps_output(job, registry))
         else:
             hydra.run(PRIMARY, task, overrides)
+    if isinstance(task.failure, UsageError):
+        raise UsageError(f"{task.failure}{resume.moved(words, typed)}") from task.failure
     if task.failure:
         raise task.failure
     return task.code

@@ -1,7 +1,7 @@
 """Reads ``conf/`` without Hydra: the default choices, the presets, and which components a command chooses.
 
-Help and completion must answer before Hydra could even be imported; the guard needs the same facts to say
-which option was meant. Composition itself is Hydra's, from the same files.
+Help and completion must answer before Hydra could even be imported; the checks of overrides need the same
+facts to say which option was meant. Composition itself is Hydra's, from the same files.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 
-from engine.cli import folders, guard, resume
+from engine.cli import folders, resume
+from engine.cli.overrides import parse, without_implied
 from engine.cli.presets import PRIMARY
 from engine.cli.task import Task, options_of, words_of
 from engine.errors import EXIT_CRASHED, EngineError, Stopped
@@ -36,7 +37,8 @@ class Sweep(Task):
         """Do one job."""
         composed = HydraConfig.get()
         name = f"job {composed.job.num}"
-        words = [word for word in words_of(composed.overrides.task) if not word.startswith(("job=", "out="))]
+        words = without_implied(words_of(composed.overrides.task))
+        words = [word for word in words if not word.startswith(("job=", "out="))]
         print(f"{name}: {' '.join(words)}", flush=True)
         try:
             self.perform(config)
@@ -67,7 +69,7 @@ def sweep(hydra: Hydra, overrides: list[str], task: Task, keeps_output: bool) ->
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra insists on a folder for its sweep
             _launch(hydra, overrides, combinations, [f"hydra.sweep.dir={resume.quoted(nowhere)}"], task)
         return
-    given = [str(override.value()) for override in guard.parse(overrides) if override.key_or_group == "out"]
+    given = [str(override.value()) for override in parse(overrides) if override.key_or_group == "out"]
     out = folders.usable(Path(given[0])) if given else folders.fresh()
     _launch(hydra, overrides, combinations, [] if given else [f"out={resume.quoted(out)}"], task)
     print(f"compare the runs: tensorboard --logdir {out}")

@@ -295,3 +295,18 @@ def test_a_run_that_skips_goes_on_with_finite_weights(make, how, clip):
     assert int(run.guard.skipped) == 1
     assert int(run.rates.updates) == run.steps - 1
     assert run.model.get_buffer("0.1.num_batches_tracked").item() == run.steps - 1
+
+
+def test_an_overflow_of_a_scaled_loss_leaves_no_trace_in_batchnorm():
+    """Policy "stop" does not latch on it; the step alone is left out, and counted."""
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    guard = Guard(model, "stop", torch.device("cpu"), scaled=True)
+    model(torch.randn(4, 2, 3, 3))
+    guard.check([torch.tensor(1.0)], torch.tensor(0.0), Alone())
+    assert bool(guard.settle())
+    good = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.full((4, 2, 3, 3), float("inf")))
+    guard.check([torch.tensor(1.0)], torch.tensor(1.0), Alone())
+    assert not bool(guard.settle())
+    assert all(torch.equal(value, good[name]) for name, value in model.state_dict().items())
+    assert {name: float(value) for name, value in guard.telemetry().items()} == {"train/skipped": 1, "latched": 0}

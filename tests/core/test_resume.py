@@ -161,3 +161,17 @@ def test_run_killed_before_its_first_checkpoint_can_be_started_again(make, tmp_p
     with pytest.raises(UsageError, match="holds a run already: resume=auto"):
         make("run", run={"steps": 2})
     assert make("run", resume="auto", run={"steps": 2}).fit() == "done"
+
+
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_checkpoint_of_another_optimiser_is_refused(make, before, after):
+    make("run", run={"steps": 2}, optim=before).fit()
+    with pytest.raises(UsageError, match=r"was trained with \w+, this run with \w+: choose the same optim"):
+        make("run", resume="auto", run={"steps": 4}, optim=after)
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "float64"), ("float64", "float32")])
+def test_checkpoint_of_another_precision_is_refused(make, before, after):
+    make("run", run={"steps": 2}, precision=before).fit()
+    with pytest.raises(UsageError, match=rf"was trained in torch.{before}, this run computes in torch.{after}"):
+        make("run", resume="auto", run={"steps": 4}, precision=after)

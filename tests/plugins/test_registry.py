@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -220,9 +221,18 @@ def test_engine_plugins_allows(install, monkeypatch, allowed, loaded):
 
 def test_a_plugin_that_is_not_allowed_is_not_even_imported(install, monkeypatch):
     install("first", WORKING.format(name="one"))
-    install("second", "raise SystemExit('imported')")
+    install("second", "import os; os.environ['SECOND_WAS_IMPORTED'] = '1'")
     monkeypatch.setenv("ENGINE_PLUGINS", "first")
+    monkeypatch.delenv("SECOND_WAS_IMPORTED", raising=False)
     assert "one" in Registry.load().names("augment")
+    assert "SECOND_WAS_IMPORTED" not in os.environ
+
+
+def test_a_plugin_that_exits_when_imported_is_named_and_the_rest_works(install):
+    install("leaving", "import sys; sys.exit(3)")
+    registry = Registry.load()
+    assert "leaving (SystemExit: 3)" in registry.broken()
+    assert "flip" in registry.names("augment")
 
 
 def test_engine_plugins_with_an_unknown_name_is_refused(install, monkeypatch):

@@ -30,6 +30,7 @@ OURS = {
     "hydra.job.chdir": "the engine never changes the working directory",
 }
 ONCE = ("job", "out", "resume")  # they decide about the whole command, so they cannot be swept
+IMPLIED = "run.steps=null"  # by a typed run.epochs, which the steps of an experiment would make void
 
 
 def parse(words: Sequence[str]) -> list[Override]:
@@ -46,8 +47,25 @@ def parse(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
-class Guard:
-    """The checks of one command: job and overrides are known, nothing is composed yet."""
+def with_implied(words: Sequence[str]) -> list[str]:
+    """Return ``words`` so that ``run.epochs`` among them decides the length even if the experiment gives steps."""
+    keys = {key_of(word) for word in words}
+    return [*words, IMPLIED] if {"run.epochs", EXPERIMENT} <= keys and "run.steps" not in keys else list(words)
+
+
+def without_implied(words: Sequence[str]) -> list[str]:
+    """Return ``words`` as they were before ``with_implied``."""
+    typed = any(key_of(word) == "run.epochs" for word in words)
+    return [word for word in words if not (typed and word == IMPLIED)]
+
+
+def key_of(word: str) -> str:
+    """Return the key of an override, or its group."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+class Rules:
+    """What the overrides of one command may be; nothing is composed yet."""
 
     def __init__(self, words: Sequence[str], job: str, registry: Registry, presets: Presets) -> None:
         self._registry, self._presets, self._job = registry, presets, job
