@@ -69,7 +69,9 @@ class Parts:
         run = self.options.run
         self.evaluate_every = Every.parse(run.evaluate_every, "run.evaluate_every")
         if run.patience is not None and self.evaluate_every.never:
-            raise UsageError(f"run.patience={run.patience} counts evaluations, but run.evaluate_every=never: change one")
+            raise UsageError(
+                f"run.patience={run.patience} needs evaluations, run.evaluate_every=never has none: change one"
+            )
         self.save_every = Every.parse(self.options.save.every, "save.every")
         self.grad_norm = torch.zeros((), device=self.device)
         self.max_seconds = seconds(run.max_time, "run.max_time") if run.max_time else float("inf")

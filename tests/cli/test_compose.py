@@ -65,6 +65,22 @@ def test_the_cifar_experiment_is_the_papers(engine):
     assert list(options.augment) == ["pad_crop", "flip", "normalize"]
 
 
+def test_typed_epochs_win_over_the_steps_of_an_experiment(engine):
+    experiment = ["experiment=cifar_resnet20", "data.root=/x"]
+    session = engine("probe", *experiment, "run.epochs=1").session
+    assert (session.options.run.epochs, session.options.run.steps) == (1, None)
+    assert session.overrides == [*experiment, "run.epochs=1"]
+    assert engine("probe", *experiment, "run.epochs=1", "run.steps=5").session.options.run.steps == 5
+    assert engine("probe", *experiment, "run.batch=7").session.options.run.steps == 64000
+
+
+def test_patience_without_evaluations_is_refused(engine):
+    done = engine("train", "run.patience=3", "run.evaluate_every=never", "out=a")
+    assert done.code == EXIT_USAGE
+    assert done.err.startswith("engine: run.patience=3 needs evaluations, run.evaluate_every=never has none")
+    assert done.err.count("\n") == 1
+
+
 def test_overrides_win_over_an_experiment(engine):
     session = engine("probe", "experiment=mnist", "data.root=/x", "model=cnn", "run.epochs=2").session
     assert (session.choices["data"], session.choices["model"], session.options.run.epochs) == ("idx", "cnn", 2)

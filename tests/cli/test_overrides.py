@@ -15,6 +15,10 @@ MISTAKES = [
     ("probe foo", "'foo' is not an override; write key=value"),
     ("data=digits probe", "a job comes first: engine probe"),
     ("probe --epochs 3", "run.epochs=..."),
+    ("probe --lr 0.1", "without dashes: optim.lr=..."),
+    ("probe --optim.beta1=0.8", "without dashes: optim.beta1=..."),
+    ("probe --level 2", "without dashes: level=..."),
+    ("probe --model lenet", "without dashes: model=..."),
     ("probe --multrun", "did you mean '--multirun'?"),
     ("probe --cfg jb", "invalid choice: 'jb'"),
     ("probe --resolve", "--cfg job"),
@@ -62,6 +66,11 @@ MISTAKES = [
     ("probe -m run.epochs=1,x", "run.epochs: 'x' is not a whole number"),
     ("probe -m out=a,b", "cannot be swept"),
     ("probe -m run.epochs=interval(1,3)", "does not support sweep type"),
+    # resuming
+    ("probe resume=", "resume= is empty: give auto"),
+    ("glance resume=", "resume= is empty: give auto"),
+    ("glance resume=auto", "the job 'glance' goes on with no run; name what it reads with checkpoint="),
+    ("plugins resume=runs/a", "the job 'plugins' goes on with no run; leave it out"),
     # forms
     ("probe +model._target_=os.system", "nothing can be added"),
     ("probe ++run.epochs=3", "write run.epochs=3"),

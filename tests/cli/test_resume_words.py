@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
 from engine.cli.resume import merged
-from engine.errors import EXIT_USAGE
+from engine.errors import EXIT_USAGE, UsageError
 
 SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,mixup]", "augment.mixup.alpha=0.7"]
 
@@ -17,6 +19,10 @@ SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,mixup]", "augment.mixup.a
     [
         (["run.epochs=3", "optim.lr=1"], ["optim.lr=2"], ["run.epochs=3", "optim.lr=2"]),
         (["+optim.rates.x=1"], ["+optim.rates.x=2"], ["+optim.rates.x=2"]),
+        # What decides the length replaces what decided it before.
+        (["run.steps=9", "run.seed=1"], ["run.epochs=2"], ["run.seed=1", "run.epochs=2"]),
+        (["run.epochs=9"], ["run.steps=2"], ["run.steps=2"]),
+        (["run.epochs=3", "run.steps=9"], ["run.seed=1"], ["run.epochs=3", "run.steps=9", "run.seed=1"]),
         # The options of a component go with it,
         (["model=cnn", "model.width=8"], ["model=lenet"], ["model=lenet"]),
         (["model.width=8"], ["model=lenet"], ["model=lenet"]),
@@ -129,3 +135,67 @@ def test_evaluations_swept_over_checkpoints(engine, checkpoint, sessions, tmp_pa
     done = engine("glance", "-m", "checkpoint=a,c")
     assert done.code == EXIT_USAGE
     assert "one configuration" in done.err
+
+
+def test_a_length_that_implies_no_steps_finds_its_run_again(engine, checkpoint, tmp_path):
+    words = ["experiment=cifar_resnet20", "data.root=/x", "run.epochs=3"]
+    first = engine("probe", *words, "out=runs/day/one").session
+    assert (first.options.run.epochs, first.options.run.steps, list(first.overrides)) == (3, None, words)
+    folder = checkpoint(tmp_path / "runs/day/one", first.overrides)
+    for command in ([*words, "resume=auto"], ["resume=runs/day/one"], ["resume=runs/day/one", "run.epochs=4"]):
+        session = engine("probe", *command).session
+        assert (tmp_path / session.options.resume).samefile(folder)
+        assert session.options.run.steps is None
+    longer = engine("probe", "resume=runs/day/one", "run.steps=70").session
+    assert longer.options.run.steps == 70
+
+
+@pytest.fixture
+def used(tmp_path):
+    """A run folder that process 4321 uses."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    with (folder / "run.lock").open("w") as lock:
+        lock.write("4321")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.mark.parametrize("words", [["resume=auto", "out=a"], ["resume=a"], ["resume=a/checkpoints/step-00000010"]])
+def test_a_folder_in_use_is_not_looked_into(engine, checkpoint, used, sessions, monkeypatch, words):
+    folder = checkpoint(used, ["run.epochs=3"])
+    (folder / "model.safetensors").unlink()  # as if its owner were removing it
+    done = engine("probe", *words)
+    assert done.code == EXIT_USAGE
+    assert "in use by process 4321: wait for it" in done.err
+    assert done.err.count("\n") == 1
+    assert sessions == []
+
+
+def test_a_folder_in_use_may_be_explained_and_branched_from(engine, checkpoint, used, tmp_path):
+    checkpoint(used, ["run.epochs=3"])
+    done = engine("explain", "resume=a")
+    assert done.code == 0, done.err
+    assert ["run.epochs", "3", "override"] in [line.split() for line in done.out.splitlines()]
+    assert engine("probe", "resume=a", "out=b").session.out == tmp_path / "b"
+
+
+def test_a_lock_left_behind_is_nobodys(engine, checkpoint, tmp_path):
+    checkpoint(tmp_path / "a", ["run.epochs=3"])
+    (tmp_path / "a" / "run.lock").write_text("4321")
+    assert engine("probe", "resume=a").code == 0
+
+
+def test_a_restored_relative_path_is_pointed_at(engine, checkpoint, registry, monkeypatch, tmp_path):
+    checkpoint(tmp_path / "a", ["data=needy", "data.root=records"])
+
+    def fails(session):
+        raise UsageError("data.root=records: there is no such folder")
+
+    monkeypatch.setattr(registry.entry("job", "probe").options, "build", lambda self: fails)
+    hint = "(data.root=records is restored, relative to the folder that run was started in: add data.root=...)"
+    assert engine("probe", "resume=a").err.endswith(f"there is no such folder {hint}\n")
+    assert hint not in engine("probe", "resume=a", "data.root=records").err
+    Path("records").mkdir()
+    assert hint not in engine("probe", "resume=a").err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 from engine.errors import EXIT_CRASHED, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
 
@@ -45,6 +47,13 @@ def test_experiments(engine, sessions):
     assert [s.choices["data"] for s in sessions] == ["idx", "cifar10"]
 
 
+def test_epochs_swept_over_an_experiment_that_gives_steps(engine, sessions):
+    done = engine("probe", "-m", "experiment=mnist,cifar_resnet20", "data.root=/x", "run.epochs=1,2", "out=sweep")
+    assert [(s.options.run.epochs, s.options.run.steps) for s in sessions] == [(1, None), (2, None)] * 2
+    assert sessions[3].overrides == ["experiment=cifar_resnet20", "data.root=/x", "run.epochs=2"]
+    assert "job 3: experiment=cifar_resnet20 data.root=/x run.epochs=2\n" in done.out
+
+
 def test_a_failure_does_not_hide_the_others(engine, sessions):
     done = engine("probe", "-m", "mode=fine,failure,mistake,defect,fine")
     assert done.code == EXIT_FAILED
@@ -75,6 +84,19 @@ def test_resume_in_a_sweep(engine, sessions, checkpoint, tmp_path):
     done = engine("probe", "-m", "run.epochs=1,2", "out=sweep", "resume=auto")
     assert done.code == 0, done.err
     assert [s.options.resume for s in sessions] == ["auto", str(found)]
+
+
+def test_resume_in_a_sweep_leaves_a_folder_in_use_alone(engine, sessions, tmp_path):
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    with (tmp_path / "sweep" / "0" / "run.lock").open("w") as lock:
+        lock.write("4321")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = engine("probe", "-m", "run.epochs=1,2", "out=sweep", "resume=auto")
+    assert done.code == EXIT_USAGE
+    assert "engine: job 0: out=" in done.err
+    assert "in use by process 4321" in done.err
+    assert [s.options.run.epochs for s in sessions] == [2]
 
 
 def test_resume_in_a_sweep_refuses_another_run(engine, checkpoint, tmp_path):
