@@ -206,7 +206,7 @@ class RunOptions:
     """How long to train, on what, and what to do on the way."""
 
     epochs: int = option(20, "passes over the training set", at_least=1)
-    steps: int | None = option(None, "length in steps; overrides epochs", at_least=1)
+    steps: int | None = option(None, "length in steps, instead of epochs", at_least=1)
     batch: int = option(64, "samples per micro-batch, over all processes", at_least=1)
     accumulate: int = option(1, "micro-batches per step", at_least=1)
     seed: int = option(0, "key of every random draw", at_least=0, at_most=2**63 - 1)
