@@ -27,7 +27,11 @@ from engine.rates import Rates
 
 @dataclass(kw_only=True, eq=False)
 class Parts:
-    """A run's components and state. ``engine.assemble`` fills it in; only the loop changes it."""
+    """A run's components and state; only the loop changes it.
+
+    ``engine.assemble`` gives the fields up to ``sweep``, once. ``enter_stage`` sets ``network`` and what follows it, for
+    each stage anew. Those between say where the run stands.
+    """
 
     options: Options
     loader: Loader
