@@ -29,8 +29,8 @@ from engine.rates import Rates
 class Parts:
     """A run's components and state; only the loop changes it.
 
-    ``engine.assemble`` gives the fields up to ``sweep``, once. ``enter_stage`` sets ``network`` and what follows it, for
-    each stage anew. Those between say where the run stands.
+    ``engine.assemble`` gives the fields up to ``sweep``, once. ``enter_stage`` sets ``network`` and what follows it,
+    for each stage anew. Those between say where the run stands.
     """
 
     options: Options
