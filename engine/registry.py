@@ -114,6 +114,7 @@ class Registry:
             if distribution != DISTRIBUTION and names is not None and entry_point.name not in names:
                 continue
             try:
+                registry._require_new_name(entry_point.name, distribution)
                 supplied = registry.register(entry_point.name, entry_point.load())
                 plugin = Plugin(entry_point.name, distribution, version, supplied)
             except (Exception, SystemExit) as error:  # foreign code: whatever it raises is told, and the rest goes on
@@ -121,6 +122,14 @@ class Registry:
                 plugin = Plugin(entry_point.name, distribution, version, error=" ".join(reason.split()))
             registry.plugins.append(plugin)
         return registry
+
+    def _require_new_name(self, name: str, distribution: str) -> None:
+        for plugin in self.plugins:
+            if plugin.name == name:  # messages name the plugin a component is from, so two must not share a name
+                raise UsageError(
+                    f"plugin '{name}' of {distribution}: {plugin.distribution} has one of that name; rename one or "
+                    "uninstall the other"
+                )
 
     def register(self, name: str, plugin: ModuleType | object) -> tuple[tuple[str, str], ...]:
         """Add one plugin's components, all or none; return their (group, name) pairs.

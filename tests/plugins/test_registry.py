@@ -261,3 +261,14 @@ def test_loading_imports_nothing_heavy():
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_two_plugins_of_one_name_are_told_apart_by_their_distributions(install):
+    install("data", WORKING.format(name="blur"), distribution="otherlib")
+    registry = Registry.load()
+    (refused,) = [plugin for plugin in registry.plugins if plugin.error]
+    assert refused.error == (
+        "plugin 'data' of otherlib: conv-engine has one of that name; rename one or uninstall the other"
+    )
+    assert "blur" not in registry.names("augment")
+    assert "digits" in registry.names("data")
