@@ -97,7 +97,8 @@ def test_the_metadata(metadata: Message) -> None:
     required = {line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert "torch>=2.11" in required
     assert {re.split("[<>=!]", line)[0] for line in required} == {
-        "torch", "hydra-core", "pluggy", "tensorboard", "safetensors", "numpy", "pillow", "scikit-learn", "tqdm",
+        "torch", "hydra-core", "pluggy", "tensorboard", "safetensors", "numpy", "pillow", "scikit-learn", "pyyaml",
+        "tqdm",
     }  # fmt: skip
 
 
