@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 TORCH_REQUIREMENT := $(if $(findstring torch,$(TORCH)),$(TORCH),torch==$(TORCH))
 BENCHMARKS := $(filter-out %/__init__.py %/harness.py,$(wildcard benchmarks/*.py))
 
-.PHONY: build train test soak lint bench clean distclean help FORCE
+.PHONY: build train test soak sanitize lint bench clean distclean help FORCE
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built  ## environment and compiled extension (the default)
@@ -28,6 +28,9 @@ test: build  ## every test but the long ones: make test ARGS="tests/core -k phil
 
 soak: build  ## the long tests alone
 	$(BIN)/pytest -m soak $(ARGS)
+
+sanitize: build  ## the convolutions under the address and undefined-behaviour sanitizers: make sanitize ARGS="500 1"
+	$(BIN)/python tests/csrc/sanitize.py $(ARGS)
 
 lint: build  ## style, formatting and types
 	$(BIN)/ruff check

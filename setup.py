@@ -5,6 +5,7 @@ import name that an installation adds. CXX, CXXFLAGS and LDFLAGS are respected.
 """
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,13 @@ FLAGS = [
     *["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"],
     *shlex.split(os.environ.get("CXXFLAGS", "")),
 ]
+
+# The sources of csrc/cpu/conv are compiled once per instruction set, and the machine at hand chooses among them when
+# the extension is loaded: the levels of the x86-64 ABI, and elsewhere what every machine of the kind has (NEON on
+# aarch64).
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
 
 
 class NinjaBuild(build_ext):
@@ -55,14 +63,26 @@ class NinjaBuild(build_ext):
                 deps="gcc",
             )
             ninja.rule(
-                "link", f"{compiler()} -shared $in -o $out {os.environ.get('LDFLAGS', '')}", description="link $out"
+                "link",
+                f"{compiler()} -shared -fopenmp $in -o $out {os.environ.get('LDFLAGS', '')}",
+                description="link $out",
             )
             objects = []
             for source in ext.sources:
-                flags = quote([*FLAGS, *self.flags_of(source)])
-                objects += ninja.build(str(folder / f"{source}.o"), "compile", source, variables={"flags": flags})
+                for suffix, own in self.variants(source).items():
+                    flags = quote([*FLAGS, *own])
+                    built = str(folder / f"{source}{suffix}.o")
+                    objects += ninja.build(built, "compile", source, variables={"flags": flags})
             ninja.build(str(target), "link", objects)
             ninja.default(str(target))
+
+    def variants(self, source: str) -> dict[str, list[str]]:
+        """Return the objects to make of a source: the suffix of each one's name, and its own flags."""
+        if Path(source).parent.name != "conv":
+            return {"": self.flags_of(source)}
+        # Sums are fused into multiplications wherever the instruction set can: the kernels count on it.
+        common = ["-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+        return {f".{isa}": [f"-DENGINE_ISA={isa}", *common, *flags] for isa, flags in INSTRUCTION_SETS.items()}
 
     def flags_of(self, source: str) -> list[str]:
         """Return a source's own flags: the bindings alone see Python, so no kernel can come to depend on it."""
@@ -108,7 +128,7 @@ setup(
     ext_modules=[
         Extension(
             "engine._cpu",
-            sources=["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))],
+            sources=["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").rglob("*.cpp")))],
             depends=sorted(map(str, Path("csrc").rglob("*.h"))),  # also what puts them in a source distribution
         )
     ],

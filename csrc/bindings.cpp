@@ -1,10 +1,15 @@
 // The Python face of the CPU kernels: the only file here that knows Python, and none knows torch.
 // Python passes addresses of memory it owns, and keeps it alive for the length of the call.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
+#include <string>
 
+#include "cpu/dispatch.h"
 #include "cpu/philox.h"
 
 namespace py = pybind11;
@@ -24,6 +29,87 @@ T* at(std::uintptr_t address) {
 void philox(uint64_t key, std::uintptr_t samples, int64_t n, int64_t blocks, std::uintptr_t out) {
     check(engine::philox(key, at<const int64_t>(samples), n, blocks, at<int64_t>(out)));
 }
+
+// Convolution. The checks that need no tensor are made in engine.ops, once per shape; here only names are looked up.
+
+using Sizes = std::array<int64_t, 16>;
+
+engine::ConvShape shape_of(const Sizes& sizes) {
+    static_assert(sizeof(engine::ConvShape) == sizeof(Sizes), "a size for each field, in their order");
+    engine::ConvShape shape;
+    std::memcpy(&shape, sizes.data(), sizeof shape);
+    return shape;
+}
+
+const engine::InstructionSet& find_set(const std::string& name) {
+    for (const auto* set = engine::instruction_sets(); set->name; ++set)
+        if (name == set->name) return *set;
+    throw std::invalid_argument("no instruction set is called " + name);
+}
+
+const engine::Algorithm& find_algorithm(const std::string& set, const std::string& name) {
+    for (const auto* algorithm = find_set(set).algorithms; *algorithm; ++algorithm)
+        if (name == (*algorithm)->name) return **algorithm;
+    throw std::invalid_argument("no algorithm is called " + name);
+}
+
+py::list instruction_sets() {
+    py::list sets;
+    for (const auto* set = engine::instruction_sets(); set->name; ++set)
+        sets.append(py::make_tuple(set->name, set->supported()));
+    return sets;
+}
+
+// One algorithm, compiled for one instruction set.
+class Convolution {
+public:
+    Convolution(const std::string& set, const std::string& name) : algorithm_(find_algorithm(set, name)) {}
+
+    py::object refuses(const Sizes& sizes, int direction) const {
+        const engine::ConvShape shape = shape_of(sizes);
+        const char* reason = engine::mistake(shape);
+        if (!reason) reason = algorithm_.refuses(shape, engine::Direction{direction});
+        return reason ? py::object(py::str(reason)) : py::none();
+    }
+
+    int64_t workspace(const Sizes& sizes, int direction, int size, int threads, bool prepared) const {
+        return algorithm_.workspace(shape_of(sizes), engine::Direction{direction}, size, threads, prepared);
+    }
+
+    int64_t prepared_bytes(const Sizes& sizes, int size) const {
+        const engine::ConvShape shape = shape_of(sizes);
+        const bool offered = algorithm_.prepared_bytes && !engine::mistake(shape) &&
+                             !algorithm_.refuses(shape, engine::Direction::forward);
+        return offered ? algorithm_.prepared_bytes(shape, size) : 0;
+    }
+
+    double waste(const Sizes& sizes) const { return algorithm_.waste ? algorithm_.waste(shape_of(sizes)) : 0.0; }
+
+    void prepare(const Sizes& sizes, int size, std::uintptr_t weight, std::uintptr_t prepared, int threads) const {
+        const auto run = size == 4 ? algorithm_.prepare_float : algorithm_.prepare_double;
+        if (!run) throw std::invalid_argument("the algorithm has no prepared form of a weight");
+        const engine::ConvShape shape = shape_of(sizes);
+        check(engine::mistake(shape));
+        check(algorithm_.refuses(shape, engine::Direction::forward));
+        run(shape, at<const void>(weight), at<void>(prepared), threads);
+    }
+
+    void run(const Sizes& sizes, int direction, int size, std::uintptr_t left, std::uintptr_t right,
+             std::uintptr_t bias, std::uintptr_t prepared, std::uintptr_t out, std::uintptr_t workspace,
+             int threads) const {
+        const engine::ConvShape shape = shape_of(sizes);
+        // Whatever reaches this place computes: a kernel given what it refuses would read and write anywhere.
+        if (direction < 0 || direction > 2) throw std::invalid_argument("a direction is 0, 1 or 2");
+        check(engine::mistake(shape));
+        check(algorithm_.refuses(shape, engine::Direction{direction}));
+        const auto function = size == 4 ? algorithm_.run_float : algorithm_.run_double;
+        function({shape, engine::Direction{direction}, at<const void>(left), at<const void>(right),
+                  at<const void>(bias), at<const void>(prepared), at<void>(out), at<void>(workspace), threads});
+    }
+
+private:
+    const engine::Algorithm& algorithm_;
+};
 
 // The vector instructions the compiler was allowed to use, from its own predefined macros.
 const char* instruction_set() {
@@ -60,4 +146,13 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("build_facts", &build_facts);
     module.def("philox", &philox, py::arg("key"), py::arg("samples"), py::arg("n"), py::arg("blocks"),
                py::arg("out"), py::call_guard<py::gil_scoped_release>());
+    module.def("instruction_sets", &instruction_sets, "(name, whether this machine has it), the best first");
+    py::class_<Convolution>(module, "Convolution")
+        .def(py::init<const std::string&, const std::string&>(), py::arg("instruction_set"), py::arg("algorithm"))
+        .def("refuses", &Convolution::refuses)
+        .def("workspace", &Convolution::workspace)
+        .def("prepared_bytes", &Convolution::prepared_bytes)
+        .def("waste", &Convolution::waste)
+        .def("prepare", &Convolution::prepare, py::call_guard<py::gil_scoped_release>())
+        .def("run", &Convolution::run, py::call_guard<py::gil_scoped_release>());
 }

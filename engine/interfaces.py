@@ -14,7 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow
 from engine.randomness import Key
+
+__all__ = [
+    "DIRECTIONS", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "KernelChooser", "KernelRow", "LossFunction",
+    "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
+]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -162,6 +168,10 @@ class Strategy(Protocol):
         """Return ``values`` summed over all processes."""
         return values
 
+    def share(self, value: Any) -> Any:
+        """Return rank 0's ``value`` (of JSON's kinds) on every process."""
+        return value
+
     def any(self, flag: bool) -> bool:
         """Return whether any process raised ``flag`` (a stop request); all processes get the same answer."""
         return flag
@@ -233,90 +243,3 @@ class Transfer(Protocol):
     def prepare(self, model: nn.Module, stage: Stage) -> None:
         """Freeze what does not train in ``stage``. Default: everything trains."""
         return None
-
-
-@dataclass(frozen=True)
-class ConvSpec:
-    """One convolution, all that a kernel needs to know: sizes in pixels, dtype and memory layout."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    filters: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    device: str = "cpu"
-
-    @property
-    def input_shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-        return (self.batch, self.channels, self.height, self.width)
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """(filters, channels / groups, kernel height, kernel width)."""
-        return (self.filters, self.channels // self.groups, *self.kernel)
-
-    @property
-    def output_shape(self) -> tuple[int, int, int, int]:
-        """(batch, filters, output height, output width)."""
-        out = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, p, d, k, s in zip(
-                (self.height, self.width), self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        ]
-        return (self.batch, self.filters, out[0], out[1])
-
-
-class ConvKernel(Protocol):
-    """An implementation of convolution (cross-correlation, as the field defines it) in its three directions."""
-
-    name: str
-
-    def refuses(self, spec: ConvSpec) -> str | None:
-        """Return why this kernel cannot compute ``spec``, or None if it can."""
-        return None
-
-    def prepare(self, weight: Tensor, spec: ConvSpec) -> Any:
-        """Return the weight in the kernel's own form, valid inside one evaluation; default: itself."""
-        return weight
-
-    def forward(self, images: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
-        """Return [spec.output_shape]."""
-        ...
-
-    def backward_input(self, gradient: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
-        """Return the gradient with respect to the images, [spec.input_shape]."""
-        ...
-
-    def backward_weight(self, gradient: Tensor, images: Tensor, spec: ConvSpec) -> Tensor:
-        """Return the gradient with respect to the weight, [spec.weight_shape]."""
-        ...
-
-    def workspace(self, spec: ConvSpec) -> int:
-        """Return the bytes of temporary memory a forward call needs."""
-        return 0
-
-
-@dataclass(frozen=True)
-class KernelRow:
-    """One line of the table printed at the start: what computes a layer, and why."""
-
-    layer: str
-    kernel: str
-    reason: str
-
-
-class KernelChooser(Protocol):
-    """Puts kernels into a model's convolutions."""
-
-    def apply(self, model: nn.Module, inputs: tuple[int, int, int, int]) -> Sequence[KernelRow]:
-        """Plan and install kernels for images of shape ``inputs``; return a row for each layer worth telling."""
-        ...
