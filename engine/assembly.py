@@ -16,7 +16,8 @@ from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.folder import claim, record
 from engine.guard import Guard
-from engine.interfaces import Augmentation, Batch, KernelRow, LossFunction, Source
+from engine.huge_pages import remark
+from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Source
 from engine.loader import Layout, Loader, TestLoader
 from engine.masking import maskable
 from engine.metrics import Best, Metrics
@@ -24,10 +25,11 @@ from engine.options import Options
 from engine.parts import Parts
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
-from engine.registry import observers
+from engine.registry import Registry, observers
 from engine.run import Run
 from engine.session import Session
 from engine.state import restore
+from engine.tables import kernel_table
 
 
 def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
@@ -66,6 +68,7 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         checkpoints=Checkpoints(out, options.save.keep, options.save.best, higher_is_better),
         best=Best(watched, higher_is_better),
         key=key,
+        kernels=build_chooser(options, session.registry),
         stages=options.transfer.build().stages(steps),
         enter_stage=enter_stage,
         out=out,
@@ -203,6 +206,12 @@ def build_model(options: Options, source: Source, example: Batch, loss: LossFunc
     return model.train()
 
 
+def build_chooser(options: Options, registry: Registry) -> KernelChooser:
+    """Return what puts kernels into the model; it knows every installed choice of ``kernels`` by name."""
+    installed: dict[str, Any] = {name: registry.entry("kernels", name).options for name in registry.names("kernels")}
+    return options.kernels.build(installed)
+
+
 def count_outputs(source: Source, example: Batch, loss: LossFunction) -> int:
     """Return how many outputs the model needs; raises UsageError for a source with neither classes nor float rows."""
     if source.classes:
@@ -222,7 +231,7 @@ def enter_stage(run: Parts) -> None:
     if options.run.channels_last:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _, channels, height, width = run.loader.example().images.shape
-    rows = options.kernels.build().apply(run.model, (run.loader.batch, channels, height, width))
+    rows = run.kernels.apply(run.model, (run.loader.batch, channels, height, width), share=run.strategy.share)
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
@@ -231,7 +240,7 @@ def enter_stage(run: Parts) -> None:
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
     run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
-    run.tables = [kernel_table(rows)]
+    run.tables = [text for text in (kernel_table(rows), remark()) if text]
     if not maskable(run.optimizer):
         run.tables.append(
             f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"
@@ -255,16 +264,3 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         if chosen:
             groups.append({"params": list(chosen.values()), "names": list(chosen), "decays": decays})
     return groups
-
-
-def kernel_table(rows: Any) -> str:
-    """Return the table that says which kernel computes which layers, and why; like layers share a line."""
-    together: dict[tuple[str, str], list[str]] = {}
-    row: KernelRow
-    for row in rows:
-        together.setdefault((row.kernel, row.reason), []).append(row.layer)
-    lines = []
-    for (kernel, reason), layers in together.items():
-        names = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} ... {layers[-1]} ({len(layers)} layers)"
-        lines.append(f"kernels: {names}: {kernel} ({reason})")
-    return "\n".join(lines)

@@ -9,8 +9,9 @@ and Tab completion answer at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import UsageError, did_you_mean
@@ -150,10 +151,23 @@ class Kernels(Component):
     """Which algorithm computes the convolutions."""
 
     group: ClassVar[str] = "kernels"
+    layers: list[str] = option(
+        [], "other kernels for some layers, as LAYER:KERNEL; LAYER may be a pattern: [conv1:fft,'layer1.*:winograd']"
+    )
 
-    def build(self) -> interfaces.KernelChooser:
-        """Make the object that puts kernels into a model's convolutions."""
+    def kernel(self) -> interfaces.ConvKernel:
+        """Make the kernel that computes every convolution it does not refuse."""
         raise NotImplementedError
+
+    def candidates(self) -> Sequence[interfaces.ConvKernel]:
+        """Make the kernels that ``kernels=auto`` may choose among and ``layers`` may name; default: the one, if any."""
+        return [] if type(self).kernel is Kernels.kernel else [self.kernel()]
+
+    def build(self, installed: Mapping[str, type[Kernels]] = MappingProxyType({})) -> interfaces.KernelChooser:
+        """Make the object that puts kernels into a model; ``installed`` are the choices of this group, by name."""
+        from engine.convolutions import Chooser
+
+        return Chooser(self.kernel(), self.layers, installed)
 
 
 @dataclass
@@ -224,6 +238,7 @@ class RunOptions:
     log_every: int = option(50, "steps between two readings of the metrics", at_least=1)
     compile: bool = option(False, "compile the model with torch.compile")
     channels_last: bool = option(False, "keep images and filters in NHWC order")
+    huge_pages: bool = option(True, "let torch's allocator ask for huge pages, where the system has them")
     deterministic: bool = option(False, "refuse operations whose result may vary between runs")
 
 

@@ -45,6 +45,7 @@ class Parts:
     checkpoints: Checkpoints
     best: Best
     key: Key
+    kernels: interfaces.KernelChooser
     stages: Sequence[interfaces.Stage]
     enter_stage: Callable[[Parts], None]  # assembles the stage that ``position`` is in
     out: Path

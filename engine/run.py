@@ -104,7 +104,7 @@ class Run(Parts):
         """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
         with self.clock.paused():
             average = self.average.swapped() if self.average else nullcontext()
-            weights = (average, self.precision.evaluation_weights(self.model))
+            weights = (average, self.precision.evaluation_weights(self.model), self.kernels.prepared(self.model))
             scalars = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, self.device, weights)
             improved = self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
             self.hooks.on_evaluate_end(run=self, scalars=scalars)

@@ -8,12 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from engine import checkpoint, manifest
-from engine.assembly import build_augmentations, build_model, open_split, prepare_device, require_targets
+from engine.assembly import build_augmentations, build_chooser, build_model, open_split, prepare_device, require_targets
 from engine.evaluation import evaluate
 from engine.loader import Layout, TestLoader
 from engine.randomness import Key
 from engine.session import Session
 from engine.state import AVERAGE, MODEL
+from engine.tables import kernel_table
 from engine.weights import load_state, read_state
 
 
@@ -38,10 +39,13 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     load_state(model, state, str(weights))
     model = precision.convert(model.to(device))
     first = batches.batch_at(0).images
-    options.kernels.build().apply(model, (first.shape[0], first.shape[1], first.shape[2], first.shape[3]))
+    kernels = build_chooser(options, session.registry)
+    shape = (first.shape[0], first.shape[1], first.shape[2], first.shape[3])
+    tell(kernel_table(kernels.apply(model, shape, training=False)))
     if options.run.compile:
         model.compile()
-    return evaluate(model, batches, loss, precision, strategy, device, [precision.evaluation_weights(model)]), len(test)
+    weights_in_use = [precision.evaluation_weights(model), kernels.prepared(model)]
+    return evaluate(model, batches, loss, precision, strategy, device, weights_in_use), len(test)
 
 
 def weights_of(path: Path, tell: Callable[[str], None]) -> Mapping[str, Tensor]:

@@ -56,6 +56,7 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
         },
         "parameters": {name: [str(value.dtype), list(value.shape)] for name, value in model.items()},
         "optimizer_numbers": numbers,
+        "kernels": run.kernels.plan(),
         "observers": observed,
     }
     return files, facts, run.best.latest if run.best.latest_step == run.position.step else None
@@ -86,6 +87,7 @@ def restore(run: Parts, folder: Path) -> None:
         )
     if run.position.stage >= len(run.stages):
         raise UsageError(f"{folder} is in stage {run.position.stage + 1}; this run has {len(run.stages)}")
+    run.kernels.load(facts.get("kernels", {}))
     run.enter_stage(run)
     if facts["optimizer"] != type(run.optimizer).__name__:
         raise UsageError(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from engine.cli import schema
@@ -76,13 +77,14 @@ def _meant(flag: str) -> str:
 def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str, list[str]]:
     """Return the job that ``words`` name, and the overrides with that job's short fields written out.
 
-    ``evaluate checkpoint=x`` gives ("evaluate", ["job.checkpoint=x"]). Raises UsageError for an unknown job,
-    one named twice, or a word that is neither a job nor an override.
+    ``evaluate checkpoint=x`` gives ("evaluate", ["job.checkpoint=x"]), ``bench machine`` ("bench_machine", []).
+    Raises UsageError for an unknown job, one named twice, or a word that is neither a job nor an override.
     """
-    overrides = list(words)
+    first, overrides = named_job(words, registry.names("job"))
     named = [word.partition("=")[2] for word in overrides if word.startswith("job=")]
-    if overrides and not looks_like_override(overrides[0]):
-        named.insert(0, overrides.pop(0))
+    if first:
+        _require_whole(first, words, registry.names("job"))
+        named.insert(0, first)
     if len(named) > 1:
         raise UsageError(f"the job is given twice: {' and '.join(named)}")
     for word in overrides:
@@ -92,6 +94,36 @@ def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str,
     job = named[0] if named else default
     fields = {f.name for f in dataclasses.fields(registry.entry("job", job).options)}
     return job, [_written_out(word, fields) for word in overrides if not word.startswith("job=")]
+
+
+def named_job(words: Sequence[str], jobs: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the job that the bare words at the start name ("" if there are none), and the rest of the words.
+
+    A name with underscores may be typed as several words; the longest name that fits is meant. Where none fits, the
+    first word is returned as the name.
+    """
+    bare = bare_words(words)
+    for count in range(len(bare), 0, -1):
+        if (name := "_".join(bare[:count])) in jobs:
+            return name, list(words[count:])
+    return (bare[0], list(words[1:])) if bare else ("", list(words))
+
+
+def bare_words(words: Sequence[str]) -> list[str]:
+    """Return the words before the first override."""
+    return list(takewhile(lambda word: not looks_like_override(word), words))
+
+
+def _require_whole(job: str, words: Sequence[str], jobs: Sequence[str]) -> None:
+    """Raise UsageError if ``job`` is no job but the first word of some."""
+    longer = [f"'{typed(name)}'" for name in jobs if name.startswith(f"{job}_")]
+    if longer and job not in jobs:
+        raise UsageError(f"'{' '.join(bare_words(words))}' is no job: write {' or '.join(longer)}")
+
+
+def typed(job: str) -> str:
+    """Return a job's name as it is typed: ``bench machine`` for bench_machine."""
+    return job.replace("_", " ")
 
 
 def looks_like_override(word: str) -> bool:

@@ -51,8 +51,10 @@ def candidates(line: str, registry: Registry, presets: Presets) -> list[str]:
     if word.startswith("-"):
         return sorted(flag for names, _, _ in arguments.FLAGS for flag in names if flag.startswith(word))
     words = [earlier for earlier in words if not earlier.startswith("-")]
-    first = not words
-    job = words.pop(0) if words and not arguments.looks_like_override(words[0]) else ""
+    jobs = _jobs(words, word, registry.names("job"))
+    job, words = arguments.named_job(words, registry.names("job"))
+    if jobs and job and job not in registry.names("job"):
+        return sorted(jobs)  # "engine bench" is no command yet
     picks = picks_of(words)
     known = schema.table(registry, presets.chosen(picks | {"job": [job]} if job else picks))
     known = {key.removeprefix("job."): setting for key, setting in known.items()}
@@ -60,10 +62,16 @@ def candidates(line: str, registry: Registry, presets: Presets) -> list[str]:
     if equals:
         return [f"{key}={text}" for text in _values(key, value, known, registry, presets)]
     groups = [f"{group}=" for group in (*GROUPS, EXPERIMENT) if group != "job"]
-    found = {*_steps(known, word), *(group for group in groups if group.startswith(word))}
-    if first:
-        found |= {name for name in registry.names("job") if name.startswith(word)}
-    return sorted(found)
+    return sorted({*jobs, *_steps(known, word), *(group for group in groups if group.startswith(word))})
+
+
+def _jobs(words: Sequence[str], word: str, jobs: Iterable[str]) -> set[str]:
+    """Complete the next word of a job's name: "bench", and after it "kernels" or "machine"."""
+    place = len(words)
+    if place != len(arguments.bare_words(words)):
+        return set()
+    parts = [name.split("_") for name in jobs]
+    return {p[place] for p in parts if p[:place] == list(words) and len(p) > place and p[place].startswith(word)}
 
 
 def _steps(keys: Iterable[str], word: str) -> set[str]:

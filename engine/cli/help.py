@@ -71,8 +71,11 @@ def _short(group: str, table: Mapping[str, schema.Setting]) -> Mapping[str, sche
 
 
 def _described(registry: Registry, group: str, default: Sequence[str]) -> list[tuple[str, str]]:
-    names = registry.names(group)
-    return [(f"{'*' if name in default else ' '} {name}", registry.entry(group, name).summary) for name in names]
+    rows = []
+    for name in registry.names(group):
+        shown = arguments.typed(name) if group == "job" else name
+        rows.append((f"{'*' if name in default else ' '} {shown}", registry.entry(group, name).summary))
+    return rows
 
 
 def _summary(presets: Presets, group: str, name: str) -> str:

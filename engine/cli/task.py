@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from engine import huge_pages
 from engine.cli import folders, mistakes, origins, resume
 from engine.cli.presets import Presets
 from engine.errors import UsageError
@@ -87,6 +88,8 @@ class Task:
             origins=lambda: origins.trace(loader, everything, config, defaults),
             sweep=self.sweep,
         )
+        if options.run.huge_pages:
+            huge_pages.turn_on()
         try:
             options.job.build()(session)
         except UsageError:

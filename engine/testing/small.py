@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -162,7 +163,9 @@ class SmallSchedule(Schedule):
 class KeepNative(interfaces.KernelChooser):
     """Leaves every convolution to torch."""
 
-    def apply(self, model: nn.Module, inputs: tuple[int, int, int, int]) -> Sequence[interfaces.KernelRow]:
+    def apply(
+        self, model: nn.Module, inputs: tuple[int, int, int, int], **settings: Any
+    ) -> Sequence[interfaces.KernelRow]:
         """Return a row for each convolution."""
         layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         return [interfaces.KernelRow(layer, "native", "torch's own") for layer in layers]
@@ -172,7 +175,7 @@ class KeepNative(interfaces.KernelChooser):
 class SmallKernels(Kernels):
     """torch's convolutions."""
 
-    def build(self) -> interfaces.KernelChooser:
+    def build(self, installed: Mapping[str, type[Kernels]] = MappingProxyType({})) -> interfaces.KernelChooser:
         """Make the chooser."""
         return KeepNative()
 

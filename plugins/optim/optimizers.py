@@ -52,9 +52,7 @@ class FusedSGD(SGD):
         for (index, parameters, buffers), grads in zip(self._lists, gradients, strict=True):
             group = self.param_groups[index]
             torch._fused_sgd_(
-                parameters,
-                grads,
-                buffers,
+                *_in_memory_order(parameters, grads, buffers),
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
                 lr=group["lr"],
@@ -83,6 +81,22 @@ class FusedSGD(SGD):
                 buffers = [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else []
                 lists.append((index, parameters, buffers))
         return lists
+
+
+def _in_memory_order(parameters: list[Tensor], *others: list[Tensor]) -> list[list[Tensor]]:
+    """Return the lists with filters in NHWC order, and what belongs to them, as views in the order of their memory.
+
+    The kernel goes through memory in order, and copies what is not contiguous: 25 ms instead of 5 for six layers of
+    512 x 512 x 3 x 3. The arithmetic is by element, so only a parameter, its gradient and its buffer must agree.
+    """
+    turned = {i for i, p in enumerate(parameters) if p.ndim == 4 and not p.is_contiguous()}
+    if not turned:
+        return [parameters, *others]
+
+    def view(tensor: Tensor, index: int) -> Tensor:
+        return tensor.permute(0, 2, 3, 1).contiguous() if index in turned else tensor
+
+    return [[view(tensor, index) for index, tensor in enumerate(each)] for each in (parameters, *others)]
 
 
 def sgd(

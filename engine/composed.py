@@ -1,0 +1,67 @@
+"""The convolutions of a composed model, without a run: for jobs that look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from engine.assembly import build_augmentations, count_outputs, open_split, prepare_device
+from engine.convolutions import Layer, survey
+from engine.errors import UsageError
+from engine.loader import Layout, Loader, TestLoader
+from engine.randomness import Key, seed_torch
+from engine.session import Session
+
+
+def composed_layers(
+    session: Session, inputs: Sequence[int] = (), classes: int = 10, training: bool = True
+) -> tuple[list[Layer], tuple[int, int, int, int]]:
+    """Return the convolutions of the composed model for micro-batches of the composed data, and the images' shape.
+
+    inputs: (channels, height, width) of images with so many ``classes``; no data is opened then. The model is on its
+    device, in the precision's numbers, with what the first stage of a transfer trains. Raises UsageError for a model
+    that cannot take the images.
+    """
+    options = session.options
+    device = device_of(session)
+    precision, loss = options.precision.build(), options.loss.build()
+    if inputs:
+        shape, outputs = tuple(inputs), loss.outputs(classes)
+    else:
+        layout = Layout(device, precision.dtype, options.run.channels_last)
+        shape, outputs = _of_data(options, loss, layout, training)
+    seed_torch(Key.of(options.run.seed).at("init"), torch.device("cpu"))
+    try:
+        model = options.model.build((shape[0], shape[1], shape[2]), outputs)
+        options.transfer.build().prepare(model, options.transfer.build().stages(1)[0])
+        model = precision.convert(model.to(device))
+        if options.run.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batch = (options.run.batch, shape[0], shape[1], shape[2])
+        return survey(model, batch, training), batch
+    except (RuntimeError, ValueError) as error:  # what torch raises for sizes that do not fit
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UsageError(f"model cannot take images of shape {shape}: {reason}") from error
+
+
+def device_of(session: Session) -> torch.device:
+    """Return the device of ``run.device``, from now on the current one; UsageError if this machine has none such."""
+    device = prepare_device(session.options)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a ConvSpec says "cuda" and not which
+    return device
+
+
+def _of_data(options: Any, loss: Any, layout: Layout, training: bool) -> tuple[tuple[int, ...], int]:
+    """Return the shape of an image as the model is given it, and the outputs that the loss wants."""
+    train = open_split(options, "train")
+    augmentations = build_augmentations(options, lambda: train)
+    if training:
+        key = Key.of(options.run.seed)
+        example = Loader(train, augmentations, key, batch=options.run.batch, layout=layout).example()
+    else:
+        test = open_split(options, "test")
+        example = TestLoader(test, augmentations, batch=2, layout=layout).batch_at(0)
+    return tuple(example.images.shape[1:]), count_outputs(train, example, loss)
