@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from small_run import Tiny
 from torch import nn
 
 from engine import Batch, Data, Loss, Model, Records, UsageError, manifest
-from engine.assembly import kernel_table, parameter_groups
+from engine.assembly import parameter_groups
 from engine.interfaces import LossFunction, Source
 
 
@@ -337,16 +336,6 @@ def test_an_output_folder_that_is_a_file_is_told_and_kept(make, tmp_path):
     with pytest.raises(UsageError, match="cannot be written"):
         make("run")
     assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_like_layers_share_a_line_of_the_kernel_table():
-    rows = [SimpleNamespace(layer=f"conv{i}", kernel="native", reason="chosen") for i in range(5)]
-    rows += [SimpleNamespace(layer="head", kernel="fft", reason="large")]
-    assert kernel_table(rows).splitlines() == [
-        "kernels: conv0 ... conv4 (5 layers): native (chosen)",
-        "kernels: head: fft (large)",
-    ]
-    assert kernel_table([]) == ""
 
 
 def test_the_example_is_two_samples_whatever_the_batch(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from engine.options import GROUPS, Component, Data, Loss, Model
+from engine.plugins.kernels import Auto, Native
 from engine.registry import Registry
 from engine.session import Session
 from engine.testing import check_augment, small_run
@@ -35,7 +38,7 @@ def blocks() -> Iterator[dict[str, Any]]:
 
 def test_every_group_has_an_example_or_a_check(blocks):
     groups = {c.group for c in blocks.values() if isinstance(c, type) and issubclass(c, Component) and c.group}
-    assert groups | {"kernels", "parallel", "transfer"} == set(GROUPS)
+    assert groups | {"parallel", "transfer"} == set(GROUPS)
 
 
 def test_the_whole_plugin_registers(blocks):
@@ -86,6 +89,29 @@ def test_the_loss_is_for_regression(blocks, tmp_path):
     outputs, targets = torch.tensor([[0.0, 3.0]]), torch.zeros(1, 2)
     # Huber 1964 with delta 1: 0 for the first output, 3 - 1/2 for the second.
     assert float(blocks["Huber"]().build()(outputs, targets)) == pytest.approx(2.5 / 2)
+
+
+def test_the_kernel_is_one_of_many(blocks, tmp_path):
+    """Everything that the page promises of a registered kernel, against torch's own convolutions."""
+    unfold = blocks["Unfold"]
+    installed = {"native": Native, "unfold": unfold, "auto": Auto}
+    shape = (4, 3, 9, 8)
+    images = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    reference = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(4, 2, (1, 3))).double()
+    for options, kernels in (
+        (unfold(), ["unfold", "unfold"]),
+        (Native(layers=["2:unfold"]), ["native", "unfold"]),
+    ):
+        model = copy.deepcopy(reference)
+        assert [row.kernel for row in options.build(installed).apply(model, shape)] == kernels
+        torch.testing.assert_close(model(images), reference(images))
+        assert torch.autograd.gradcheck(model, (images,), fast_mode=True)
+        assert torch.autograd.gradgradcheck(model, (images,), fast_mode=True)
+    for row in Auto(cache="none").build(installed).apply(copy.deepcopy(reference), shape):
+        assert all(set(times) == {"native", "unfold"} for times in row.milliseconds.values())
+    run = small_run(tmp_path, kernels=unfold(), steps=4)
+    assert "unfold (chosen)" in run.tables[0]
+    assert run.fit() == "done"
 
 
 def test_the_job_prints(blocks, tmp_path, capsys):

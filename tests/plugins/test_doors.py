@@ -32,7 +32,8 @@ def imports(name: str, at_load: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             package = "." * node.level + (node.module or "")
             # ``from engine import run`` imports engine.run; a name that is no module does no harm in the list.
-            yield from (package, *(f"{package}.{alias.name}" for alias in node.names))
+            dot = "." if node.module else ""
+            yield from (package, *(f"{package}{dot}{alias.name}" for alias in node.names))
         for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         if not (at_load and (for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))):
             waiting += ast.iter_child_nodes(node)
@@ -70,7 +71,7 @@ def test_the_core_imports_neither_command_line_nor_plugins_nor_the_kit():
 
 
 def test_only_ops_imports_the_extension():
-    assert offences(set(FILES) - {"engine/ops.py"}, {"engine._cpu", "engine._cuda"}) == []
+    assert offences(set(FILES) - {"engine/ops/extension.py"}, {"engine._cpu", "engine._cuda"}) == []
 
 
 def test_plugins_import_the_engines_interfaces_and_their_own_files():

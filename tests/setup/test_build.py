@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -11,10 +12,18 @@ from pathlib import Path
 
 import pytest
 
+Build = Callable[..., "subprocess.CompletedProcess[str]"]
 
-def build(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return subprocess.run(command, cwd=source, env={**os.environ, **environment}, capture_output=True, text=True)
+
+@pytest.fixture(scope="module")
+def build(quickly: dict[str, str]) -> Build:
+    """Return a function that builds the extension in a folder of sources."""
+
+    def build(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        return subprocess.run(command, cwd=source, env={**quickly, **environment}, capture_output=True, text=True)
+
+    return build
 
 
 def products(source: Path) -> dict[str, int]:
@@ -23,7 +32,7 @@ def products(source: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in {".o", ".so"}}
 
 
-def rebuilt(source: Path, changed: str) -> set[str]:
+def rebuilt(build: Build, source: Path, changed: str) -> set[str]:
     """Return which products a build writes anew after ``changed`` got one line longer."""
     before = products(source)
     with (source / changed).open("a") as file:
@@ -34,7 +43,7 @@ def rebuilt(source: Path, changed: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, copy_sources: Callable[[Path], Path]) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, copy_sources: Callable[[Path], Path], build: Build) -> Path:
     source = copy_sources(tmp_path_factory.mktemp("source"))
     done = build(source)
     assert done.returncode == 0, done.stderr
@@ -43,22 +52,28 @@ def built(tmp_path_factory: pytest.TempPathFactory, copy_sources: Callable[[Path
     return source
 
 
-def test_a_build_without_changes_compiles_nothing(built: Path) -> None:
+def test_a_build_without_changes_compiles_nothing(build: Build, built: Path) -> None:
     before = products(built)
     assert build(built).returncode == 0
     assert products(built) == before
 
 
-def test_a_changed_kernel_is_compiled_alone(built: Path) -> None:
-    assert rebuilt(built, "csrc/cpu/philox.cpp") == {"philox.cpp.o", "_cpu"}
+def test_a_changed_kernel_is_compiled_alone(build: Build, built: Path) -> None:
+    assert rebuilt(build, built, "csrc/cpu/philox.cpp") == {"philox.cpp.o", "_cpu"}
 
 
-def test_a_changed_header_recompiles_what_includes_it(built: Path) -> None:
-    assert rebuilt(built, "csrc/cpu/philox.h") == {"philox.cpp.o", "bindings.cpp.o", "_cpu"}
+def test_a_changed_convolution_is_compiled_for_every_instruction_set(build: Build, built: Path) -> None:
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    sets = ["baseline", "avx2", "avx512"] if on_x86 else ["baseline"]
+    assert rebuilt(build, built, "csrc/cpu/conv/naive.cpp") == {"_cpu", *(f"naive.cpp.{name}.o" for name in sets)}
+
+
+def test_a_changed_header_recompiles_what_includes_it(build: Build, built: Path) -> None:
+    assert rebuilt(build, built, "csrc/cpu/philox.h") == {"philox.cpp.o", "bindings.cpp.o", "_cpu"}
 
 
 def test_a_mistake_in_a_source_fails_the_build_and_shows_the_compilers_words(
-    tmp_path: Path, copy_sources: Callable[[Path], Path]
+    build: Build, tmp_path: Path, copy_sources: Callable[[Path], Path]
 ) -> None:
     source = copy_sources(tmp_path)
     (source / "csrc/bindings.cpp").write_text("int broken(\n")
@@ -68,7 +83,7 @@ def test_a_mistake_in_a_source_fails_the_build_and_shows_the_compilers_words(
     assert done.stderr.strip().splitlines()[-1].startswith("error: engine._cpu was not built")
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, copy_sources: Callable[[Path], Path]) -> None:
+def test_a_missing_compiler_is_named(build: Build, tmp_path: Path, copy_sources: Callable[[Path], Path]) -> None:
     done = build(copy_sources(tmp_path), CXX="no-such-compiler -x")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

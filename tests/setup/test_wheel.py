@@ -37,17 +37,20 @@ class Installation:
         return subprocess.run(program, cwd=decoys, env=environment, capture_output=True, text=True)
 
 
-def pip(*arguments: str | Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True)
+def pip(*arguments: str | Path, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], env=env, capture_output=True, text=True)
     if "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("pip reaches no package index, so it cannot fetch the build requirements")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory, copy_sources: Callable[[Path], Path]) -> Installation:
+def installed(
+    tmp_path_factory: pytest.TempPathFactory, copy_sources: Callable[[Path], Path], quickly: dict[str, str]
+) -> Installation:
     folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--wheel-dir", folder / "dist", copy_sources(tmp_path_factory.mktemp("source")))
+    source = copy_sources(tmp_path_factory.mktemp("source"))
+    pip("wheel", "--no-deps", "--wheel-dir", folder / "dist", source, env=quickly)
     (wheel,) = (folder / "dist").iterdir()
     venv.create(folder / "venv")
     (site,) = (folder / "venv").glob("lib/python*/site-packages")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from engine import ConvSpec
-from engine.interfaces import ConvKernel, KernelChooser, KernelRow
+from engine import ConvSpec, Kernels
+from engine.interfaces import ConvKernel
+from engine.ops import registered
 from engine.testing import BrokenPromise, check_kernel
 from engine.testing.kernel import TINY, _arguments, _loops, _reference, relative_error
 
@@ -23,8 +26,8 @@ FEW = (
 class Sound(ConvKernel):
     name = "sound"
 
-    def forward(self, images, weight, spec):
-        return nn.functional.conv2d(images, weight, None, spec.stride, spec.padding, spec.dilation, spec.groups)
+    def forward(self, images, weight, bias, spec):
+        return nn.functional.conv2d(images, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
 
     def backward_input(self, gradient, weight, spec):
         return torch.nn.grad.conv2d_input(
@@ -38,8 +41,8 @@ class Sound(ConvKernel):
 
 
 class FlipsTheFilter(Sound):
-    def forward(self, images, weight, spec):
-        return super().forward(images, weight.flip(2, 3), spec)
+    def forward(self, images, weight, bias, spec):
+        return super().forward(images, weight.flip(2, 3), bias, spec)
 
 
 class FlipsTheGradient(Sound):
@@ -53,53 +56,103 @@ class AveragesWeightGradients(Sound):
 
 
 class IgnoresGroups(Sound):
-    def forward(self, images, weight, spec):
-        return super().forward(images, weight[:, :1].expand_as(weight), spec)
+    def forward(self, images, weight, bias, spec):
+        return super().forward(images, weight[:, :1].expand_as(weight), bias, spec)
 
 
 class IgnoresStrides(Sound):
-    def forward(self, images, weight, spec):
+    def forward(self, images, weight, bias, spec):
         dense = torch.as_strided(images, images.shape, torch.empty(images.shape, device="meta").stride())
-        return super().forward(dense, weight, spec)
+        return super().forward(dense, weight, bias, spec)
 
 
-class HalfPrecision(Sound):
-    def forward(self, images, weight, spec):
-        return super().forward(images.bfloat16(), weight.bfloat16(), spec).float()
-
-
-class ReturnsDoubles(Sound):
-    def forward(self, images, weight, spec):
-        return super().forward(images.double(), weight.double(), spec)
-
-
-class TransposesTheOutput(Sound):
-    def forward(self, images, weight, spec):
-        return super().forward(images, weight, spec).transpose(0, 1)
-
-
-class NaNOfNothing(Sound):
+class IgnoresStridesOfViews(Sound):
     def backward_weight(self, gradient, images, spec):
-        if spec.batch == 0:
-            return torch.full(spec.weight_shape, float("nan"))
+        if images.stride(3) == 2:
+            images = torch.as_strided(images, images.shape, torch.empty(images.shape, device="meta").stride())
         return super().backward_weight(gradient, images, spec)
 
 
+class IgnoresOrder(Sound):
+    """Takes NHWC memory for NCHW."""
+
+    def backward_weight(self, gradient, images, spec):
+        if spec.channels_last:
+            images = images.permute(0, 2, 3, 1).reshape(images.shape)
+        return super().backward_weight(gradient, images, spec)
+
+
+class HalfPrecision(Sound):
+    def forward(self, images, weight, bias, spec):
+        bias = None if bias is None else bias.bfloat16()
+        return super().forward(images.bfloat16(), weight.bfloat16(), bias, spec).to(spec.dtype)
+
+
+class SinglePrecision(Sound):
+    """Takes float64 and computes in float32."""
+
+    def backward_input(self, gradient, weight, spec):
+        return super().backward_input(gradient.float(), weight.float(), spec).to(spec.dtype)
+
+
+class AddsTheBiasTwice(Sound):
+    def forward(self, images, weight, bias, spec):
+        return super().forward(images, weight, None if bias is None else 2 * bias, spec)
+
+
+class ForgetsTheBiasOfPreparedWeights(Sound):
+    def prepare(self, weight, spec):
+        return weight.flatten()
+
+    def forward(self, images, weight, bias, spec):
+        if weight.dim() == 1:
+            weight, bias = weight.view(spec.weight_shape), None
+        return super().forward(images, weight, bias, spec)
+
+
+class ReusesItsOutput(Sound):
+    """Returns the same memory at every call of one shape."""
+
+    def __init__(self):
+        self.outputs = {}
+
+    def forward(self, images, weight, bias, spec):
+        result = super().forward(images, weight, bias, spec)
+        return self.outputs.setdefault(spec, torch.empty_like(result)).copy_(result)
+
+
+class ReturnsDoubles(Sound):
+    def forward(self, images, weight, bias, spec):
+        return super().forward(images.double(), weight.double(), None if bias is None else bias.double(), spec)
+
+
+class TransposesTheOutput(Sound):
+    def forward(self, images, weight, bias, spec):
+        return super().forward(images, weight, bias, spec).transpose(0, 1)
+
+
 class FailsOnLargeFilters(Sound):
-    def forward(self, images, weight, spec):
+    def forward(self, images, weight, bias, spec):
         if spec.kernel[0] > 3:
             raise RuntimeError("no such tile")
-        return super().forward(images, weight, spec)
+        return super().forward(images, weight, bias, spec)
 
 
 class RefusesEverything(Sound):
-    def refuses(self, spec):
+    def refuses(self, spec, direction):
         return "not today"
 
 
 class RefusesWithoutReason(Sound):
-    def refuses(self, spec):
+    def refuses(self, spec, direction):
         return spec.groups > 1
+
+
+class RefusesTooLate(Sound):
+    """Says nothing of the direction that it has not."""
+
+    def backward_weight(self, gradient, images, spec):
+        raise NotImplementedError("only forward and backward_input")
 
 
 class PreparesWrongly(Sound):
@@ -115,13 +168,30 @@ class EditsTheWeight(Sound):
 
 
 class WorkspaceInMegabytes(Sound):
-    def workspace(self, spec):
+    def workspace(self, spec, direction):
         return 1.5
 
 
 class NegativeWorkspace(Sound):
-    def workspace(self, spec):
+    def workspace(self, spec, direction):
         return -1
+
+
+class EndlessWaste(Sound):
+    def waste(self, spec):
+        return float("inf")
+
+
+class NamedLikeAList(Sound):
+    name = "sound/fast"
+
+
+class ClaimsNoError(Sound):
+    error = 0.0
+
+
+class ClaimsTooLittleError(HalfPrecision):
+    error = 1e-5
 
 
 @pytest.mark.parametrize(
@@ -131,18 +201,28 @@ class NegativeWorkspace(Sound):
         (FlipsTheGradient, "backward_input agrees with float64 convolution"),
         (AveragesWeightGradients, "backward_weight agrees with float64 convolution"),
         (IgnoresGroups, "forward agrees with float64 convolution"),
-        (IgnoresStrides, "forward of strided views agrees with float64 convolution"),
+        (IgnoresStrides, "forward in NHWC order agrees with float64 convolution"),
+        (IgnoresStridesOfViews, "backward_weight of strided views agrees with float64 convolution"),
+        (IgnoresOrder, "backward_weight in NHWC order agrees with float64 convolution"),
+        (AddsTheBiasTwice, "forward with a bias agrees with float64 convolution"),
+        (ForgetsTheBiasOfPreparedWeights, "forward with a prepared weight and a bias agrees with float64"),
+        (ReusesItsOutput, "forward agrees with float64 convolution"),
+        (SinglePrecision, "backward_input agrees with float64 convolution to a relative L2 error of 1e-12"),
+        (ClaimsTooLittleError, "forward agrees with float64 convolution to a relative L2 error of 1e-05"),
+        (ClaimsNoError, "error is the relative L2 error of float32, a number above 0; it is 0.0"),
+        (NamedLikeAList, "a name is some letters without a slash"),
         (HalfPrecision, "forward agrees with float64 convolution to a relative L2 error of 1e-06"),
         (ReturnsDoubles, "forward has the right shape and type; it is torch.float64"),
         (TransposesTheOutput, "forward has the right shape and type"),
-        (NaNOfNothing, "backward_weight agrees with float64 convolution"),
         (FailsOnLargeFilters, r"what refuses\(\) does not refuse is computed .*no such tile"),
         (RefusesEverything, "a kernel computes something"),
         (RefusesWithoutReason, r"refuses\(\) returns None or says why; it returns False"),
+        (RefusesTooLate, r"what refuses\(\) does not refuse is computed .*only forward and backward_input"),
         (PreparesWrongly, "forward with a prepared weight agrees with float64 convolution"),
         (EditsTheWeight, "never edits its arguments"),
         (WorkspaceInMegabytes, r"workspace\(\) is a number of bytes; it returns 1.5"),
         (NegativeWorkspace, r"workspace\(\) is a number of bytes; it returns -1"),
+        (EndlessWaste, r"waste\(\) is a number of multiplications per useful one; it returns inf"),
     ],
 )
 def test_broken_kernel_is_named(broken, promise):
@@ -152,18 +232,57 @@ def test_broken_kernel_is_named(broken, promise):
 
 def test_sound_kernel_passes():
     check_kernel(Sound())
+    assert registered("sound").error == Sound.error
 
 
 def test_what_a_kernel_refuses_is_not_asked_of_it():
     class SmallFilters(FailsOnLargeFilters):
-        def refuses(self, spec):
+        def refuses(self, spec, direction):
             return "filters up to 3" if spec.kernel[0] > 3 else None
 
+    class ForwardOnly(RefusesTooLate):
+        def refuses(self, spec, direction):
+            return "it has no such gradient" if direction == "backward_weight" else None
+
     check_kernel(SmallFilters())
+    check_kernel(ForwardOnly())
+
+
+def test_an_empty_batch_does_not_reach_a_kernel():
+    class NeedsImages(Sound):
+        def refuses(self, spec, direction):
+            return None if 8 // spec.batch else "the batch is larger than 8"
+
+    check_kernel(NeedsImages())
+
+
+@dataclass
+class Some(Kernels):
+    """A sound kernel, and whatever candidates it is given."""
+
+    others: Sequence[ConvKernel] = ()
+
+    def kernel(self):
+        return Sound()
+
+    def candidates(self):
+        return [*super().candidates(), *self.others]
+
+
+def test_every_kernel_of_a_choice_is_checked():
+    check_kernel(Some())
+
+    class Other(FlipsTheGradient):
+        name = "other"
+
+    with pytest.raises(BrokenPromise, match=r"^Some's kernel other breaks a promise: backward_input agrees"):
+        check_kernel(Some(others=[Other()]))
 
 
 def test_a_looser_tolerance_and_other_specs_can_be_asked_for():
     check_kernel(HalfPrecision(), specs=FEW, tolerance=2e-2)
+    with pytest.raises(BrokenPromise):
+        check_kernel(HalfPrecision(), specs=FEW, tolerance=2e-4)
 
 
 def test_the_two_references_agree():
@@ -181,62 +300,3 @@ def test_the_loops_give_a_result_computed_by_hand():
     products = itertools.product(gradient.flatten().tolist(), values[1])
     first, second, third, fourth = (a * b for a, b in products)
     assert _loops(spec)[1].flatten().tolist() == pytest.approx([first, second + third, fourth])
-
-
-class Chooser(KernelChooser):
-    """Replaces nothing."""
-
-    def apply(self, model, inputs):
-        return [KernelRow("0", "native", "kept")]
-
-
-class ScalesAWeight(Chooser):
-    def apply(self, model, inputs):
-        with torch.no_grad():
-            model[0].weight.mul_(2)
-        return super().apply(model, inputs)
-
-
-class RenamesParameters(Chooser):
-    def apply(self, model, inputs):
-        model[0] = nn.Sequential(model[0])
-        return super().apply(model, inputs)
-
-
-class NamesAnUnknownLayer(Chooser):
-    def apply(self, model, inputs):
-        return [KernelRow("conv1", "fast", "")]
-
-
-class LosesTheBias(Chooser):
-    def apply(self, model, inputs):
-        model[0].forward = lambda images: nn.functional.conv2d(images, model[0].weight, padding=1)
-        return super().apply(model, inputs)
-
-
-class CutsTheGraph(Chooser):
-    def apply(self, model, inputs):
-        layer = model[3]
-        layer.forward = lambda images: nn.functional.conv2d(
-            images, layer.weight.detach() + 0 * layer.weight, layer.bias
-        )
-        return super().apply(model, inputs)
-
-
-@pytest.mark.parametrize(
-    ("broken", "promise"),
-    [
-        (ScalesAWeight, "leaves the parameters and their names"),
-        (RenamesParameters, "leaves the parameters and their names"),
-        (NamesAnUnknownLayer, "tells of layers that the model has; it has no .'conv1'"),
-        (LosesTheBias, "the network's output agrees with float64"),
-        (CutsTheGraph, "the network's gradient of 3.weight agrees with float64"),
-    ],
-)
-def test_broken_chooser_is_named(broken, promise):
-    with pytest.raises(BrokenPromise, match=f"^{broken.__name__} breaks a promise: .*{promise}"):
-        check_kernel(broken())
-
-
-def test_sound_chooser_passes():
-    check_kernel(Chooser())

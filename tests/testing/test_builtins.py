@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from engine.options import Component
-from engine.plugins.kernels.native import NativeKernel
 from engine.registry import Registry
 from engine.testing import (
     check_augment,
@@ -39,6 +38,10 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "augment=normalize": [{"mean": [0.5], "std": [0.25]}],
     "data=cifar100": [{"labels": "coarse"}],
     "data=folder": [{"channels": 1, "size": 12}],
+    "kernels=native": [{"layers": ["0:naive", "[1-3]:winograd2"]}],
+    "kernels=im2col": [{"materialise": True}],
+    "kernels=winograd": [{"tile": "2"}, {"tile": "6"}],
+    "kernels=auto": [{"cache": "none", "error_budget": 1e-4, "workspace": 0}],
     "observe=tensorboard": [{"histograms": 1, "images": 2}],
 }
 
@@ -65,10 +68,6 @@ def ready(options: type[Component], name: str, settings: dict[str, object], fold
         pytest.fail(f"data={name} needs files: add a function that generates a few to FILES in this test")
     FILES[name](folder)
     return options(root=str(folder), **settings)
-
-
-def test_the_native_kernel_keeps_its_promises():
-    check_kernel(NativeKernel())
 
 
 def write_idx(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The native kernel against convolution written as nested loops, and autograd."""
+"""torch's own kernel against convolution written as nested loops; the same for the loops of ``naive``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, nn
+from installed import KERNELS
+from torch import Tensor
 
 from engine import ConvSpec
-from engine.plugins.kernels import Native
-from engine.plugins.kernels.native import NativeKernel
 
 SPECS = [
     ConvSpec(2, 3, 6, 5, 4, (3, 3), padding=(1, 1), dtype=torch.float64),
@@ -32,33 +31,37 @@ def by_hand(images: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("name", ["native", "naive"])
 @pytest.mark.parametrize("spec", SPECS)
-def test_all_three_directions(spec: ConvSpec) -> None:
+def test_all_three_directions(spec: ConvSpec, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(spec.input_shape, generator=generator, dtype=spec.dtype)
     weight = torch.randn(spec.weight_shape, generator=generator, dtype=spec.dtype)
+    bias = torch.randn(spec.filters, generator=generator, dtype=spec.dtype)
     gradient = torch.randn(spec.output_shape, generator=generator, dtype=spec.dtype)
     if spec.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    kernel = NativeKernel()
-    assert kernel.refuses(spec) is None
-    torch.testing.assert_close(kernel.forward(images, weight, spec), by_hand(images, weight, spec))
+    kernel = KERNELS[name]
+    expected = by_hand(images, weight, spec)
+    torch.testing.assert_close(kernel.forward(images, weight, None, spec), expected)
+    torch.testing.assert_close(kernel.forward(images, weight, bias, spec), expected + bias[:, None, None])
     # Convolution is linear in each argument: <conv(x, w), g> = <x, backward_input> = <w, backward_weight>, for
     # every x and w, defines both gradients.
     to_images = kernel.backward_input(gradient, weight, spec)
     to_weight = kernel.backward_weight(gradient, images, spec)
     assert to_images.shape == spec.input_shape
     assert to_weight.shape == spec.weight_shape
-    for _ in range(3):
+    for _ in range(2):
         x = torch.randn(spec.input_shape, generator=generator, dtype=spec.dtype)
         w = torch.randn(spec.weight_shape, generator=generator, dtype=spec.dtype)
         torch.testing.assert_close((to_images * x).sum(), (gradient * by_hand(x, weight, spec)).sum())
         torch.testing.assert_close((to_weight * w).sum(), (gradient * by_hand(images, w, spec)).sum())
 
 
-def test_the_chooser_names_every_convolution_and_changes_nothing() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1)), nn.Linear(2, 2))
-    before = dict(model.named_modules())
-    rows = Native().build().apply(model, (4, 1, 8, 8))
-    assert [(row.layer, row.kernel) for row in rows] == [("0", "native"), ("1.1", "native")]
-    assert dict(model.named_modules()) == before
+def test_a_spec_knows_its_shapes() -> None:
+    spec = ConvSpec.of((2, 6, 9, 8), (4, 3, 3, 2), (2, 1), (1, 0), (1, 3), groups=2)
+    assert spec == ConvSpec(2, 6, 9, 8, 4, (3, 2), (2, 1), (1, 0), (1, 3), 2)
+    assert spec.output_shape == (2, 4, 5, 5)  # (9 + 2 - 2 - 1) // 2 + 1 rows, (8 - 3 - 1) // 1 + 1 columns
+    assert spec.weight_shape == (4, 3, 3, 2)
+    # In the order of ConvShape in csrc/cpu/convolution.h.
+    assert spec.sizes == (2, 6, 9, 8, 4, 3, 2, 2, 1, 1, 0, 1, 3, 2, 5, 5)

@@ -1,0 +1,90 @@
+"""Kernels from the command line: a short training with its table, and mistakes answered in a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from engine import manifest
+from engine.cli import main
+from engine.ops import instruction_set
+
+QUICK = ["data.size=8", "run.steps=2", "run.batch=32"]
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path, capsys):
+    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["engine", *words])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def kernels_told(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("kernels: ")]
+
+
+def test_training_tells_which_kernels_compute(engine):
+    code, out, told = engine("train", *QUICK, "kernels=naive", "kernels.layers=['conv[12]:im2col']", "out=run")
+    assert code == 0, told
+    lines = kernels_told(out + told)
+    assert "kernels: conv1, conv2: implicit (kernels.layers)" in lines, lines
+    assert "kernels: conv3: naive (chosen)" in lines, lines
+
+
+def test_auto_measures_and_a_resumed_run_computes_alike(engine, tmp_path, own_cache):
+    code, out, told = engine("train", *QUICK, "kernels=auto", "out=run")
+    assert code == 0, told
+    assert any("forward, ms (torch's own)" in line for line in kernels_told(out + told))
+    (remembered,) = (own_cache / "conv-engine").glob("kernels-*.json")
+    assert json.loads(remembered.read_text())["entries"]
+    checkpoint = manifest.checkpoints(tmp_path / "run")[0]
+    assert "kernels" in json.loads((checkpoint / manifest.NAME).read_text())
+    remembered.unlink()
+    code, out, told = engine("train", *QUICK, "run.steps=3", "kernels=auto", "out=run", "resume=auto")
+    assert code == 0, told
+    assert not remembered.exists(), "nothing was measured again"
+    assert any(line.endswith("(as planned before)") for line in kernels_told(out + told))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["kernels.layers=['conv9:naive']"], "kernels.layers: no convolution is called 'conv9'"),
+        (["kernels.layers=['conv1:niave']"], "did you mean 'naive'"),
+        (["kernels.layers=['naive']"], "must be LAYER:KERNEL"),
+        (["kernels=winogard"], "did you mean 'winograd'"),
+        (["kernels=winograd", "kernels.tile=3"], "kernels.tile=3"),
+        (["kernels=auto", "kernels.error_budget=0"], "kernels.error_budget=0"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_line(engine, tmp_path, words, expected):
+    code, _, told = engine("train", *QUICK, *words, "out=run")
+    assert code == 2
+    assert expected in told
+    assert len(told.strip().splitlines()) == 1, told
+    assert not manifest.checkpoints(tmp_path / "run")
+
+
+def test_an_unknown_instruction_set_is_answered_in_a_line(engine, monkeypatch):
+    monkeypatch.setenv("ENGINE_ISA", "nonsense")
+    instruction_set.cache_clear()
+    try:
+        code, _, told = engine("train", *QUICK, "kernels=naive", "out=run")
+    finally:
+        instruction_set.cache_clear()
+    assert code == 2
+    assert "ENGINE_ISA=nonsense: no such instruction set" in told
+    assert len(told.strip().splitlines()) == 1, told
