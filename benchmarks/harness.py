@@ -90,14 +90,22 @@ class Claim:
 
 
 class Report:
-    """Prints tables as they come, and at the end the claims: as a table, or with ``--json`` as one last line."""
+    """Prints tables as they come, and at the end the claims: as a table, or with ``--json`` as one last line.
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
+    as_markdown: tables are printed in Markdown, for ``docs/results``.
+    """
+
+    def __init__(self, as_json: bool = False, as_markdown: bool = False) -> None:
+        self.as_json, self.as_markdown = as_json, as_markdown
         self.claims: list[Claim] = []
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table under its title, every column as wide as its longest entry."""
+        if self.as_markdown:
+            print(f"\n{title}\n")
+            for row in (columns, ["---"] * len(columns), *rows):
+                print(f"| {' | '.join(row)} |", flush=True)
+            return
         widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]
         print(f"\n{title}")
         for row in (columns, ["-" * width for width in widths], *rows):
@@ -107,9 +115,9 @@ class Report:
         """Note a claim: ``value`` is to be at most ``target``, or at least with ``at_least``."""
         self.claims.append(Claim(name, value, target, unit, value >= target if at_least else value <= target))
 
-    def close(self) -> None:
-        """Print the claims."""
-        facts = machine()
+    def close(self, **more: Any) -> None:
+        """Print the claims, and what the figures depend on: the machine, and what a benchmark adds."""
+        facts = machine() | more
         if self.as_json:
             print(json.dumps({"claims": [asdict(claim) for claim in self.claims], "machine": facts}))
             return
@@ -138,11 +146,19 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def arguments(description: str, given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read a benchmark's command line: ``quick``, ``json``, ``threads`` and ``rounds`` (None: the benchmark's own)."""
+def arguments(
+    description: str,
+    given: Sequence[str] | None = None,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """Read a benchmark's command line: ``quick``, ``json``, ``threads`` and ``rounds`` (None: the benchmark's own).
+
+    ``more`` adds what only this benchmark takes.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under 60 seconds in all")
     parser.add_argument("--json", action="store_true", help="print claims and machine as JSON, on the last line")
     parser.add_argument("--rounds", type=int, help="rounds of every comparison")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="compute threads (default 2)")
+    more(parser)
     return parser.parse_args(given)

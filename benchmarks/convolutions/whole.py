@@ -1,0 +1,151 @@
+"""Sections that measure ``kernels=auto``: on a whole network, and on forty layers of several."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from harness import Side, Times
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.interfaces import DIRECTIONS, KernelChooser
+from engine.measuring import call
+from engine.tables import kernel_table
+
+from .layers import MIXED, Conv, some
+from .measuring import (
+    LAYOUTS,
+    NCHW,
+    NHWC,
+    Bench,
+    Contest,
+    Operands,
+    compare,
+    geometric_mean,
+    side,
+    torch_call,
+)
+from .networks import vgg16
+
+AUTO = "engine, kernels=auto"
+LR, MOMENTUM = 1e-3, 0.9
+
+
+def chooser(bench: Bench) -> KernelChooser:
+    """Return what ``kernels=auto`` builds, remembering nothing."""
+    return bench.installed["auto"](cache="none").build(bench.installed)  # type: ignore[call-arg]
+
+
+def network(bench: Bench) -> None:
+    """VGG-16: a whole training step, and the inference of a single image."""
+    size = 64 if bench.quick else 224
+    for training, count in ((True, bench.batch), (False, 1)):
+        name = f"VGG-16 {'training step' if training else 'inference'}, N={count}, {size}x{size}, kernels=auto"
+        with ExitStack() as stack, torch.set_grad_enabled(training):
+            sides = network_sides(bench, size, count, training, stack)
+            found = Contest(compare(sides, bench.pace), AUTO)
+        rows = [[n, found.times.spread(n).text(1e3, 1), found.gain(n).text(digits=2)] for n in sides]
+        bench.report.table(name, ["", "ms", "times the engine's"], rows)
+        bench.claim(f"{name}, over plain PyTorch in its best layout", found.gain().median, 1.8)
+        del sides
+        gc.collect()
+
+
+def network_sides(bench: Bench, size: int, batch: int, training: bool, stack: ExitStack) -> dict[str, Side]:
+    """Return a side for each of three equal networks: torch's two and the engine's, whose plan is printed.
+
+    For inference the engine's weights stay prepared until ``stack`` closes.
+    """
+    images, labels, first = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,)), vgg16(size)
+    sides: dict[str, Side] = {}
+    for name in (*LAYOUTS, AUTO):
+        order = torch.contiguous_format if name == NCHW else torch.channels_last
+        model = copy.deepcopy(first).to(memory_format=order).train(training)  # type: ignore[call-overload]
+        if name == AUTO:
+            kernels = chooser(bench)
+            rows = kernels.apply(model, (batch, 3, size, size), training=training)
+            print(f"\n{kernel_table(rows)}")
+            if not training:
+                stack.enter_context(kernels.prepared(model))
+        arranged = images.contiguous(memory_format=order)
+        sides[name] = training_step(model, arranged, labels) if training else side(partial(model, arranged))
+    return sides
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Side:
+    """Return the side that makes one whole step: forward, loss, backward, update."""
+    optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM)  # unfused: torch's fused one would copy NHWC weights
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+class Behind(nn.Module):
+    """A convolution behind something that trains, so that the gradient of its images is needed as well."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.ones(())), layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the convolution of the scaled images."""
+        return self.layer(images * self.scale)
+
+
+def choice(bench: Bench, conv: Conv, batch: int) -> dict[str, str]:
+    """Return the kernel that ``kernels=auto`` measures and takes for each direction of a layer."""
+    spec = conv.spec(batch)
+    layer = nn.Conv2d(
+        spec.channels, spec.filters, spec.kernel, spec.stride, spec.padding, groups=spec.groups, bias=False
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kernels = chooser(bench)
+    [row] = kernels.apply(nn.Sequential(layer) if conv.first else Behind(layer), spec.input_shape)
+    return kernels.plan()[row.layer][1]
+
+
+def auto(bench: Bench) -> None:
+    """``kernels=auto`` on layers of many networks: its choices, measured again, against torch's own."""
+    layers, batch = some(MIXED, 5) if bench.quick else MIXED, bench.batch
+    rows, gains, worst = [], [], []
+    for conv in layers:
+        chosen = choice(bench, conv, batch)
+        times = measured_again(bench, conv, batch, chosen)
+        each = {d: times.ratio(f"{d} {NHWC}", f"{d} {AUTO}") for d in chosen}
+        whole = Times({name: sums(times, name) for name in (AUTO, *LAYOUTS)})
+        gains.append(whole.ratio(NHWC, AUTO).median)
+        worst.append(min(spread.median for spread in each.values()))
+        cells = [f"{chosen[d]} {each[d].text(digits=2)}" if d in each else "not needed" for d in DIRECTIONS]
+        rows.append([conv.text(), *cells, *(whole.ratio(layout, AUTO).text(digits=2) for layout in LAYOUTS)])
+    heads = ["layer", *DIRECTIONS, *(f"together, times {layout}" for layout in LAYOUTS)]
+    bench.report.table(f"kernels=auto, N={batch}: the choice, and times {NHWC}", heads, rows)
+    print(f"the slowest single direction of all: {min(worst):.3f} times {NHWC}")
+    name = f"kernels=auto over native, {len(layers)} layers, N={batch}, all directions together"
+    bench.claim(f"{name}: geometric mean", geometric_mean(gains), 1.5)
+    bench.claim(f"{name}: the worst layer", min(gains), 0.97)
+
+
+@torch.no_grad()
+def measured_again(bench: Bench, conv: Conv, batch: int, chosen: dict[str, str]) -> Times:
+    """Return the times of each direction by the chosen kernel and by torch in both layouts, all in turns."""
+    spec = conv.spec(batch)
+    arrays = {layout: Operands.of(spec, layout) for layout in LAYOUTS}
+    sides: dict[str, Side] = {}
+    for direction, name in chosen.items():
+        [kernel] = bench.kernels([name])
+        sides[f"{direction} {AUTO}"] = side(call(spec, direction, kernel, arrays=arrays[NHWC]))
+        for layout in LAYOUTS:
+            sides[f"{direction} {layout}"] = side(torch_call(spec, direction, arrays[layout]))
+    return compare(sides, bench.pace)
+
+
+def sums(times: Times, name: str) -> list[float]:
+    """Return the seconds of all directions of a side together, round by round."""
+    return [sum(seconds) for seconds in zip(*(t for key, t in times.items() if key.endswith(name)), strict=True)]
