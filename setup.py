@@ -41,6 +41,7 @@ class NinjaBuild(build_ext):
         target = folder / Path(self.get_ext_fullpath(ext.name)).name
         rules = folder / f"{ext.name}.ninja"
         self.write_rules(rules, folder, target, ext)
+        require_instruction_sets()
         if subprocess.run([sys.executable, "-m", "ninja", "-f", rules]).returncode:
             raise CompileError(f"{ext.name} was not built; the compiler's message is above")
         installed = self.get_ext_fullpath(ext.name)
@@ -101,6 +102,17 @@ def compiler() -> str:
     if not shutil.which(shlex.split(command)[0]):
         raise CompileError(f"no C++ compiler: '{command}' was not found; install g++ or clang++, or set CXX")
     return command
+
+
+def require_instruction_sets() -> None:
+    """Raise CompileError saying what to install if the compiler does not know an instruction set."""
+    for flags in filter(None, INSTRUCTION_SETS.values()):
+        trial = [*shlex.split(compiler()), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+        if subprocess.run(trial, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            raise CompileError(
+                f"the C++ compiler '{compiler()}' does not know {' '.join(flags)}; GCC 11 or Clang 12 is needed, or "
+                "newer: install one, or set CXX"
+            )
 
 
 def quote(flags: list[str]) -> str:

@@ -30,7 +30,7 @@ void philox(uint64_t key, std::uintptr_t samples, int64_t n, int64_t blocks, std
     check(engine::philox(key, at<const int64_t>(samples), n, blocks, at<int64_t>(out)));
 }
 
-// Convolution. The checks that need no tensor are made in engine.ops, once per shape; here only names are looked up.
+// Convolution. Whatever passes these checks computes, if the addresses are good: that is for engine.ops to see to.
 
 using Sizes = std::array<int64_t, 16>;
 
@@ -39,6 +39,17 @@ engine::ConvShape shape_of(const Sizes& sizes) {
     engine::ConvShape shape;
     std::memcpy(&shape, sizes.data(), sizeof shape);
     return shape;
+}
+
+engine::Direction direction_of(int number) {
+    if (number < 0 || number > 2) throw std::invalid_argument("a direction is 0, 1 or 2");
+    return engine::Direction{number};
+}
+
+// Null if a call can be made for elements of so many bytes with so many threads.
+const char* unusable(int size, int threads) {
+    if (size != 4 && size != 8) return "an element has 4 or 8 bytes";
+    return threads < 1 ? "there must be at least 1 thread" : nullptr;
 }
 
 const engine::InstructionSet& find_set(const std::string& name) {
@@ -68,46 +79,61 @@ public:
     py::object refuses(const Sizes& sizes, int direction) const {
         const engine::ConvShape shape = shape_of(sizes);
         const char* reason = engine::mistake(shape);
-        if (!reason) reason = algorithm_.refuses(shape, engine::Direction{direction});
+        if (!reason) reason = algorithm_.refuses(shape, direction_of(direction));
         return reason ? py::object(py::str(reason)) : py::none();
     }
 
     int64_t workspace(const Sizes& sizes, int direction, int size, int threads, bool prepared) const {
-        return algorithm_.workspace(shape_of(sizes), engine::Direction{direction}, size, threads, prepared);
+        const engine::ConvShape shape = taken(sizes, direction);
+        check(unusable(size, threads));
+        return algorithm_.workspace(shape, engine::Direction{direction}, size, threads, prepared);
     }
 
     int64_t prepared_bytes(const Sizes& sizes, int size) const {
-        const engine::ConvShape shape = shape_of(sizes);
-        const bool offered = algorithm_.prepared_bytes && !engine::mistake(shape) &&
-                             !algorithm_.refuses(shape, engine::Direction::forward);
-        return offered ? algorithm_.prepared_bytes(shape, size) : 0;
+        const engine::ConvShape shape = taken(sizes, 0);
+        check(unusable(size, 1));
+        return algorithm_.prepared_bytes ? algorithm_.prepared_bytes(shape, size) : 0;
     }
 
-    double waste(const Sizes& sizes) const { return algorithm_.waste ? algorithm_.waste(shape_of(sizes)) : 0.0; }
-
-    void prepare(const Sizes& sizes, int size, std::uintptr_t weight, std::uintptr_t prepared, int threads) const {
-        const auto run = size == 4 ? algorithm_.prepare_float : algorithm_.prepare_double;
-        if (!run) throw std::invalid_argument("the algorithm has no prepared form of a weight");
+    double waste(const Sizes& sizes) const {
         const engine::ConvShape shape = shape_of(sizes);
         check(engine::mistake(shape));
-        check(algorithm_.refuses(shape, engine::Direction::forward));
+        const char* reason = nullptr;
+        for (int direction : {2, 1, 0}) {
+            reason = algorithm_.refuses(shape, engine::Direction{direction});
+            if (!reason) return algorithm_.waste ? algorithm_.waste(shape) : 0.0;
+        }
+        throw std::invalid_argument(reason);
+    }
+
+    void prepare(const Sizes& sizes, int size, std::uintptr_t weight, std::uintptr_t prepared, int threads) const {
+        const engine::ConvShape shape = taken(sizes, 0);
+        check(unusable(size, threads));
+        const auto run = size == 4 ? algorithm_.prepare_float : algorithm_.prepare_double;
+        if (!run) throw std::invalid_argument("the algorithm has no prepared form of a weight");
         run(shape, at<const void>(weight), at<void>(prepared), threads);
     }
 
     void run(const Sizes& sizes, int direction, int size, std::uintptr_t left, std::uintptr_t right,
              std::uintptr_t bias, std::uintptr_t prepared, std::uintptr_t out, std::uintptr_t workspace,
              int threads) const {
-        const engine::ConvShape shape = shape_of(sizes);
-        // Whatever reaches this place computes: a kernel given what it refuses would read and write anywhere.
-        if (direction < 0 || direction > 2) throw std::invalid_argument("a direction is 0, 1 or 2");
-        check(engine::mistake(shape));
-        check(algorithm_.refuses(shape, engine::Direction{direction}));
+        const engine::ConvShape shape = taken(sizes, direction);
+        check(unusable(size, threads));
         const auto function = size == 4 ? algorithm_.run_float : algorithm_.run_double;
         function({shape, engine::Direction{direction}, at<const void>(left), at<const void>(right),
                   at<const void>(bias), at<const void>(prepared), at<void>(out), at<void>(workspace), threads});
     }
 
 private:
+    // The shape, which the algorithm takes in this direction: given what it refuses, it would divide by zero, or read
+    // and write anywhere.
+    engine::ConvShape taken(const Sizes& sizes, int direction) const {
+        const engine::ConvShape shape = shape_of(sizes);
+        check(engine::mistake(shape));
+        check(algorithm_.refuses(shape, direction_of(direction)));
+        return shape;
+    }
+
     const engine::Algorithm& algorithm_;
 };
 

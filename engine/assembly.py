@@ -116,7 +116,10 @@ def within(checkpoint: Path, out: Path) -> bool:
 
 
 def prepare_device(options: Options) -> torch.device:
-    """Return the device of ``run.device`` and set torch's deterministic mode; UsageError if there is none such."""
+    """Return the device of ``run.device``, from now on the current GPU if it is one; UsageError if there is none such.
+
+    Torch's deterministic mode is set as well.
+    """
     torch.use_deterministic_algorithms(options.run.deterministic)
     if options.run.deterministic:
         torch.backends.cudnn.benchmark = False
@@ -132,6 +135,8 @@ def prepare_device(options: Options) -> torch.device:
         raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what is told "cuda" and not which (a ConvSpec, a generator) then means this one
     return device
 
 
@@ -231,7 +236,8 @@ def enter_stage(run: Parts) -> None:
     if options.run.channels_last:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _, channels, height, width = run.loader.example().images.shape
-    rows = run.kernels.apply(run.model, (run.loader.batch, channels, height, width), share=run.strategy.share)
+    with run.precision.forward():  # kernels are planned for the types that layers really compute in
+        rows = run.kernels.apply(run.model, (run.loader.batch, channels, height, width), share=run.strategy.share)
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)

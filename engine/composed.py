@@ -25,7 +25,7 @@ def composed_layers(
     that cannot take the images.
     """
     options = session.options
-    device = device_of(session)
+    device = prepare_device(options)
     precision, loss = options.precision.build(), options.loss.build()
     if inputs:
         shape, outputs = tuple(inputs), loss.outputs(classes)
@@ -40,7 +40,8 @@ def composed_layers(
         if options.run.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         batch = (options.run.batch, shape[0], shape[1], shape[2])
-        return survey(model, batch, training), batch
+        with precision.forward():
+            return survey(model, batch, training), batch
     except (RuntimeError, ValueError) as error:  # what torch raises for sizes that do not fit
         reason = " ".join(str(error).split("\n")[0].split())
         raise UsageError(f"model cannot take images of shape {shape}: {reason}") from error
@@ -48,10 +49,7 @@ def composed_layers(
 
 def device_of(session: Session) -> torch.device:
     """Return the device of ``run.device``, from now on the current one; UsageError if this machine has none such."""
-    device = prepare_device(session.options)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # a ConvSpec says "cuda" and not which
-    return device
+    return prepare_device(session.options)
 
 
 def _of_data(options: Any, loss: Any, layout: Layout, training: bool) -> tuple[tuple[int, ...], int]:

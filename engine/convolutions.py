@@ -6,90 +6,22 @@ A layer keeps its class, its parameters and their names. What changes is the fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from engine.errors import UsageError, did_you_mean
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow, same
-from engine.ops import NATIVE, register, registered
+from engine.ops import NATIVE, KernelConvolution, prepared_weights, register, registered
 from engine.options import Kernels
 
 TRIAL = 2  # images of the trial run that shows every layer's shape
-
-
-@dataclass(eq=False)
-class KernelConvolution:
-    """What a layer computes with in torch's place; it knows nothing of the layer, so a layer can be copied."""
-
-    kernels: str
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    border: tuple[int, ...] = ()  # what ``padding`` cannot say: (left, right, top, bottom), filled in ``mode``
-    mode: str = "constant"
-    prepared: dict[tuple[int, ...], Tensor] | None = None  # weights by image shape, while they cannot change
-
-    @classmethod
-    def of(cls, layer: nn.Conv2d, kernels: str) -> KernelConvolution:
-        """Return what computes ``layer`` with these kernels."""
-        left, right, top, bottom = layer._reversed_padding_repeated_twice
-        plain = layer.padding_mode == "zeros" and left == right and top == bottom
-        return cls(
-            kernels, _pair(layer.stride), (top, left) if plain else (0, 0), _pair(layer.dilation), layer.groups,
-            () if plain else (left, right, top, bottom),
-            "constant" if layer.padding_mode == "zeros" else layer.padding_mode,
-        )  # fmt: skip
-
-    def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolution of images [n, c, h, w] or [c, h, w]."""
-        if images.dim() == 3:
-            return self(images.unsqueeze(0), weight, bias).squeeze(0)
-        if self.border:
-            images = pad(images, self.border, mode=self.mode)
-        geometry = (self.stride, self.padding, self.dilation, self.groups, self.kernels)
-        if self.prepared is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            prepared = self._prepare(images, weight)
-            if prepared is not None:
-                return torch.ops.engine.conv2d_prepared(images, prepared, bias, weight.shape, *geometry)
-        return torch.ops.engine.conv2d(images, weight, bias, *geometry)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KernelConvolution:
-        return replace(self, prepared=None)  # the copy's weights are its own, and nobody would forget these
-
-    def spec(self, images: Sequence[int], weight: Tensor) -> ConvSpec:
-        """Return the convolution of images of this shape, its border included."""
-        n, c, h, w = images
-        if self.border:
-            left, right, top, bottom = self.border
-            h, w = h + top + bottom, w + left + right
-        return ConvSpec.of(
-            (n, c, h, w), weight.shape, self.stride, self.padding, self.dilation, self.groups, dtype=weight.dtype,
-            channels_last=_is_nhwc(weight), device=weight.device.type,
-        )  # fmt: skip
-
-    def _prepare(self, images: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the prepared weight for images of this shape, made once; None where the kernel has no such form."""
-        assert self.prepared is not None
-        shape = tuple(images.shape)
-        if shape not in self.prepared:
-            kernel = registered(self.kernels.partition("/")[0])
-            fits = images.dtype == weight.dtype and images.device == weight.device and len(images) > 0
-            spec = ConvSpec.of(
-                shape, weight.shape, self.stride, self.padding, self.dilation, self.groups, dtype=weight.dtype,
-                channels_last=_is_nhwc(images), device=weight.device.type,
-            ) if fits else None  # fmt: skip
-            usable = spec is not None and kernel.refuses(spec, DIRECTIONS[0]) is None
-            self.prepared[shape] = kernel.prepare(weight, spec) if usable else weight  # type: ignore[arg-type]
-        prepared = self.prepared[shape]
-        return None if prepared is weight else prepared
+TURNED = "_filters_turned"  # an attribute of a layer whose filters ``install`` put into NHWC order
 
 
 @dataclass(frozen=True)
@@ -101,19 +33,22 @@ class Layer:
     spec: ConvSpec | None = None  # at the real batch size; None: no kernel can be planned, ``remark`` says why
     directions: tuple[str, ...] = DIRECTIONS  # those that training needs
     remark: str = ""
+    foreign: bool = False  # whether it computes in a way of its own, or is not complete: not ours to touch
 
 
 def survey(model: nn.Module, inputs: tuple[int, int, int, int], training: bool = True) -> list[Layer]:
     """Return the model's convolutions, in its own order, with their shapes for images of shape ``inputs``.
 
-    The model runs once on a few black images, in evaluation mode so that its state stays as it is.
+    The model runs once on a few black images, in evaluation mode so that its state stays as it is. A spec's dtype is
+    what the layer then computed in, so call this in the precision's forward context.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     foreign = {name: _foreign(module) for name, module in layers.items()}
-    seen: dict[nn.Module, tuple[torch.Size, bool]] = {}
+    seen: dict[nn.Module, tuple[torch.Size, bool, torch.dtype]] = {}
 
-    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.setdefault(module, (arguments[0].shape, arguments[0].requires_grad))
+    def look(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        images = arguments[0] if arguments else named["input"]
+        seen.setdefault(module, (images.shape, images.requires_grad, output.dtype))
 
     modules = [module for name, module in layers.items() if not foreign[name]]
     if modules:
@@ -121,13 +56,14 @@ def survey(model: nn.Module, inputs: tuple[int, int, int, int], training: bool =
     found = []
     for name, module in layers.items():
         if foreign[name]:
-            found.append(Layer(name, module, remark=foreign[name]))
+            found.append(Layer(name, module, remark=foreign[name], foreign=True))
         elif module not in seen:
             found.append(Layer(name, module, remark="an evaluation does not reach it"))
         else:
-            shape, images_train = seen[module]
+            shape, images_train, dtype = seen[module]
             each = shape[0] * inputs[0] // TRIAL if len(shape) == 4 else 1
             spec = KernelConvolution.of(module, "").spec((each, *shape[-3:]), module.weight)
+            spec = replace(spec, dtype=dtype)  # under autocast not the weight's own
             wanted = (True, training and images_train, training and module.weight.requires_grad)
             needed = tuple(direction for direction, needs in zip(DIRECTIONS, wanted, strict=True) if needs)
             found.append(Layer(name, module, spec, needed))
@@ -140,7 +76,7 @@ def _try_out(
     weight: Tensor = modules[0].weight  # type: ignore[assignment]
     images = torch.zeros(TRIAL, *inputs[1:], dtype=weight.dtype, device=weight.device)
     modes = {module: module.training for module in model.modules()}
-    watches = [module.register_forward_pre_hook(look) for module in modules]
+    watches = [module.register_forward_hook(look, prepend=True, with_kwargs=True) for module in modules]
     try:
         # With gradients, so that each layer tells whether its images need one.
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
@@ -159,6 +95,9 @@ def _foreign(module: nn.Conv2d) -> str:
         return "its shape is not known yet (a lazy layer)"
     if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
         return f"its class {kind.__name__} computes in its own way"
+    own = vars(module)
+    if "forward" in own or ("_conv_forward" in own and not isinstance(own["_conv_forward"], KernelConvolution)):
+        return f"its {'forward' if 'forward' in own else '_conv_forward'} was replaced by another function"
     return ""
 
 
@@ -186,12 +125,19 @@ class Choice:
 
 
 class Chooser(KernelChooser):
-    """Gives every convolution one kernel, where that one refuses torch's own, and single layers what ``layers`` say."""
+    """Gives every convolution one kernel, where that one refuses torch's own, and single layers what ``layers`` say.
+
+    installed: the choices of ``kernels`` that ``layers`` may name; choice: the one that ``kernel`` is of.
+    """
 
     def __init__(
-        self, kernel: ConvKernel, layers: Sequence[str] = (), installed: Mapping[str, type[Kernels]] | None = None
+        self,
+        kernel: ConvKernel,
+        layers: Sequence[str] = (),
+        installed: Mapping[str, type[Kernels]] | None = None,
+        choice: type[Kernels] | None = None,
     ) -> None:
-        self._kernel, self._layers, self._installed = kernel, list(layers), installed or {}
+        self._kernel, self._layers, self._installed, self._choice = kernel, list(layers), installed or {}, choice
 
     def apply(
         self,
@@ -202,6 +148,7 @@ class Chooser(KernelChooser):
         share: Callable[[Any], Any] = same,
     ) -> Sequence[KernelRow]:
         """Install kernels; return a row for every convolution. Raises UsageError for ``layers`` that name nothing."""
+        restore(model)  # so that a stage is planned and laid out as by a run that begins with it
         layers = survey(model, inputs, training)
         named = self._named([layer.name for layer in layers])
         planned = [layer for layer in layers if layer.spec is not None]
@@ -212,7 +159,8 @@ class Chooser(KernelChooser):
         choices |= self.choose(free, training, share)
         nhwc = any(registered(name).channels_last for c in choices.values() for name in c.kernels.values())
         for layer in layers:
-            install(layer.module, choices.get(layer.name), nhwc)
+            if not layer.foreign:
+                install(layer.module, choices.get(layer.name), nhwc)
         return [
             KernelRow(layer.name, c.text(), c.reason, c.milliseconds)
             if (c := choices.get(layer.name))
@@ -226,7 +174,7 @@ class Chooser(KernelChooser):
 
     def prepared(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Return a context in which prepared weights are kept from their first use on."""
-        return _prepared(model)
+        return prepared_weights(model)
 
     def _named(self, layers: Sequence[str]) -> dict[str, ConvKernel]:
         """Return the kernels that ``kernels.layers`` give to single layers; a later entry wins."""
@@ -243,15 +191,34 @@ class Chooser(KernelChooser):
         return named
 
     def _find(self, name: str, entry: str) -> ConvKernel:
-        """Return a kernel by the name of a choice of ``kernels`` or of one of its candidates."""
-        own = {choice: kind for choice, kind in self._installed.items() if kind.kernel is not Kernels.kernel}
-        if name in own:
-            return own[name]().kernel()
-        every = {kernel.name: kernel for kind in self._installed.values() for kernel in kind().candidates()}
-        if name not in every:
-            choices = [*own, *every]
-            raise UsageError(f"kernels.layers: '{entry}' names no kernel{did_you_mean(name, choices)}")
-        return every[name]
+        """Return a kernel by the name of a choice of ``kernels`` or by its own; ours as it is, others by default."""
+        if name == self._kernel.name or (self._choice is not None and self._installed.get(name) is self._choice):
+            return self._kernel
+        known = nameable(self._installed)
+        if name not in known:
+            raise UsageError(f"kernels.layers: '{entry}' names no kernel{did_you_mean(name, known)}")
+        return known[name]
+
+
+def supplied(options: Kernels) -> list[ConvKernel]:
+    """Return the kernels of a choice: its own, where it has one, and its candidates; each name once."""
+    own = [] if type(options).kernel is Kernels.kernel else [options.kernel()]
+    return list({kernel.name: kernel for kernel in (*options.candidates(), *own)}.values())
+
+
+def offered(installed: Mapping[str, type[Kernels]]) -> dict[str, ConvKernel]:
+    """Return what ``kernels=auto`` may choose among, by name: the candidates of all installed choices."""
+    return {kernel.name: kernel for choice in sorted(installed) for kernel in installed[choice]().candidates()}
+
+
+def nameable(installed: Mapping[str, type[Kernels]]) -> dict[str, ConvKernel]:
+    """Return what ``kernels.layers`` may name: all kernels by their own names, and by their choices' where it is one.
+
+    A choice's name means its kernel by default, ``kernel()`` of options that nobody set.
+    """
+    choices = {name: kind() for name, kind in installed.items()}
+    known = {kernel.name: kernel for options in choices.values() for kernel in supplied(options)}
+    return known | {n: o.kernel() for n, o in choices.items() if type(o).kernel is not Kernels.kernel}
 
 
 def assign(kernel: ConvKernel, layer: Layer, reason: str) -> Choice:
@@ -267,32 +234,19 @@ def assign(kernel: ConvKernel, layer: Layer, reason: str) -> Choice:
 
 def install(layer: nn.Conv2d, choice: Choice | None, channels_last: bool) -> None:
     """Let a layer compute with its chosen kernels, or as torch does; its filters in NHWC order if that is wanted."""
-    if isinstance(vars(layer).get("_conv_forward"), KernelConvolution):
-        del layer._conv_forward
     if choice is not None and not choice.native:
         layer._conv_forward = KernelConvolution.of(layer, choice.names())  # type: ignore[method-assign,assignment]
-    if channels_last and isinstance(vars(layer)["_parameters"].get("weight"), nn.Parameter):
-        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    weight = vars(layer)["_parameters"].get("weight")
+    if channels_last and weight is not None and not weight.is_contiguous(memory_format=torch.channels_last):
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        setattr(layer, TURNED, True)
 
 
-@contextmanager
-def _prepared(model: nn.Module) -> Iterator[None]:
-    ours = [
-        function for module in model.modules()
-        if isinstance(function := vars(module).get("_conv_forward"), KernelConvolution)
-    ]  # fmt: skip
-    for function in ours:
-        function.prepared = {}
-    try:
-        yield
-    finally:
-        for function in ours:
-            function.prepared = None
-
-
-def _pair(values: Sequence[int] | int) -> tuple[int, int]:
-    return (values, values) if isinstance(values, int) else (values[0], values[1])
-
-
-def _is_nhwc(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+def restore(model: nn.Module) -> None:
+    """Take back what ``install`` did: layers compute as torch does, with filters in the order that they had before."""
+    for layer in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
+        own = vars(layer)
+        if isinstance(own.get("_conv_forward"), KernelConvolution):
+            del layer._conv_forward
+        if own.pop(TURNED, False) and (weight := own["_parameters"].get("weight")) is not None:
+            weight.data = weight.data.contiguous()

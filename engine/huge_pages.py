@@ -14,6 +14,9 @@ from pathlib import Path
 VARIABLE = "THP_MEM_ALLOC_ENABLE"
 SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
+_exported = "torch" not in sys.modules and VARIABLE in os.environ  # by the user, and in time for torch to see it
+_ours = False  # whether this module has set the variable, in time as well
+
 
 def available() -> bool:
     """Return whether the system gives huge pages to programs that ask for them."""
@@ -25,14 +28,36 @@ def available() -> bool:
 
 
 def turn_on() -> None:
-    """Ask torch to use huge pages, unless the user has decided; without effect once torch has been imported."""
-    if "torch" not in sys.modules and available():
-        os.environ.setdefault(VARIABLE, "1")
+    """Ask torch to use huge pages where the system has them; see ``_decide``."""
+    if available():
+        _decide("1")
+
+
+def turn_off() -> None:
+    """Ask torch to use small pages; see ``_decide``."""
+    _decide("0")
+
+
+def _decide(value: str) -> None:
+    """Set the variable, unless the user has exported it; without effect once torch has been imported."""
+    global _ours
+    if "torch" not in sys.modules and (_ours or VARIABLE not in os.environ):
+        os.environ[VARIABLE] = value
+        _ours = True
 
 
 def remark() -> str:
-    """Return a line for the user if huge pages are asked for, else an empty string."""
-    return "memory: huge pages for large tensors (run.huge_pages=false: small ones)" if asked_for() else ""
+    """Return a line for the user if torch is known to use huge pages, with what would change it; else an empty string.
+
+    It is known where the variable was set before torch was imported: a value that came later may have no effect.
+    """
+    if not (available() and asked_for()):
+        return ""
+    if _ours:
+        return "memory: huge pages for large tensors (run.huge_pages=false: small ones)"
+    if _exported:
+        return f"memory: huge pages for large tensors, as {VARIABLE}=1 is exported, whatever run.huge_pages says"
+    return ""
 
 
 def asked_for() -> bool:

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from engine.interfaces import DIRECTIONS, ConvKernel, ConvSpec
 
 HOPELESS = 1.5  # times the fastest: out of the race after its trials
-SECONDS, ROUNDS = 0.5, 7  # of measuring one direction of one layer, at most
+SECONDS, ROUNDS = 0.5, 7  # of measuring one direction of one layer, at most, unless single turns take longer
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,57 @@ class Spread:
         return Spread(work / self.high, work / self.median, work / self.low)
 
 
-def measure(spec: ConvSpec, direction: str, kernels: Sequence[ConvKernel], prepare: bool = False) -> dict[str, float]:
+def measure(
+    spec: ConvSpec,
+    direction: str,
+    kernels: Sequence[ConvKernel],
+    prepare: bool = False,
+    bias: bool = False,
+    failed: Callable[[ConvKernel, Exception], None] | None = None,
+) -> dict[str, float]:
     """Return each kernel's milliseconds: the median of rounds in which all take turns, outputs allocated.
 
-    The hopeless leave after three. prepare: forward calls get a prepared weight, as an evaluation gives it.
+    The hopeless leave after three; who is left has three turns or more, however long one takes. prepare: forward
+    calls get a prepared weight, as an evaluation gives it. bias: as for ``call``. A kernel that raises an Exception
+    is handed to ``failed``, if there is one, and left out; torch's own is never left out. Autocasting is off: the
+    arrays are of the spec's type.
     """
-    arrays = filled(spec)
-    calls = {kernel.name: call(spec, direction, kernel, prepare, arrays) for kernel in kernels}
-    return {name: statistics.median(times) for name, times in race(calls, stays=("native",), trials=3).items()}
+    with torch.autocast(spec.device, enabled=False):
+        arrays = filled(spec)
+        taking = {kernel.name: kernel for kernel in kernels}
+        while True:
+            try:
+                calls = {
+                    name: partial(_guarded, name, _guarded(name, call, spec, direction, kernel, prepare, arrays, bias))
+                    for name, kernel in taking.items()
+                }
+                times = race(calls, stays=("native",), trials=3, least=3)
+                return {name: statistics.median(values) for name, values in times.items()}
+            except _Failure as failure:
+                if failed is None or failure.kernel == "native":
+                    raise failure.cause from None
+                failed(taking.pop(failure.kernel), failure.cause)  # the others race anew
+
+
+class _Failure(Exception):
+    """Says which kernel raised what."""
+
+    def __init__(self, kernel: str, cause: Exception) -> None:
+        super().__init__(kernel)
+        self.kernel, self.cause = kernel, cause
+
+
+def _guarded(kernel: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``function(*arguments)`` does; an Exception that it raises becomes a _Failure of the kernel."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise _Failure(kernel, error) from error
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether memory could not be allocated; on a CPU torch says so by its allocator's name alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def race(
@@ -52,12 +97,13 @@ def race(
     rounds: int = ROUNDS,
     stays: Sequence[str] = (),
     trials: int = 1,
+    least: int = 1,
 ) -> dict[str, list[float]]:
     """Return the milliseconds of each call's turns: all take turns until ``seconds`` or ``rounds`` are over.
 
     Each is called once untimed, then all take part in up to ``trials`` rounds. Those whose best turn was then
     HOPELESS times the fastest's leave with these times, unless named in ``stays``; for the others the trials were a
-    second warm-up and do not count.
+    second warm-up and do not count. Where two or more are left they have ``least`` rounds, whatever the time.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for function in calls.values():
@@ -66,18 +112,22 @@ def race(
     tried = {name: len(t) for name, t in times.items()}
     best = {name: min(t) for name, t in times.items()}
     racing = {name: calls[name] for name in calls if best[name] <= HOPELESS * min(best.values()) or name in stays}
-    _take_turns(racing, times, seconds, rounds)
+    _take_turns(racing, times, seconds, rounds, least if len(racing) > 1 else 1)
     return {name: t[tried[name] :] or t for name, t in times.items()}
 
 
 def _take_turns(
-    calls: Mapping[str, Callable[[], Tensor]], times: Mapping[str, list[float]], seconds: float, rounds: int
+    calls: Mapping[str, Callable[[], Tensor]],
+    times: Mapping[str, list[float]],
+    seconds: float,
+    rounds: int,
+    least: int = 1,
 ) -> None:
     begun = time.perf_counter()
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         for name, function in calls.items():
             times[name].append(milliseconds(function))
-        if time.perf_counter() - begun > seconds:
+        if time.perf_counter() - begun > seconds and done >= least:
             break
 
 
@@ -115,8 +165,12 @@ def call(
     kernel: ConvKernel,
     prepare: bool = False,
     arrays: tuple[Tensor, Tensor, Tensor] | None = None,
+    bias: bool = False,
 ) -> Callable[[], Tensor]:
-    """Return a call as a model makes it, through the op, without a bias, on ``arrays`` (``filled(spec)`` if None)."""
+    """Return a call as a model makes it, through the op, on ``arrays`` (``filled(spec)`` if None).
+
+    bias: forward adds one, and backward_weight computes its gradient too, which torch's own does in the same call.
+    """
     images, weight, gradient = arrays or filled(spec)
     names = "/".join([kernel.name] * len(DIRECTIONS))
     geometry = (spec.stride, spec.padding, spec.dilation, spec.groups, names)
@@ -124,10 +178,17 @@ def call(
     if direction == "backward_input":
         return lambda: ops.conv2d_input(gradient, weight, spec.input_shape, *geometry)
     if direction == "backward_weight":
-        return lambda: ops.conv2d_weight(gradient, images, spec.weight_shape, *geometry)
+        if not bias:
+            return lambda: ops.conv2d_weight(gradient, images, spec.weight_shape, *geometry)
+        if kernel.name == "native":
+            fused = (spec.stride, spec.padding, spec.dilation, False, (0, 0), spec.groups, (False, True, True))
+            return lambda: torch.ops.aten.convolution_backward(gradient, images, weight, [spec.filters], *fused)[1]
+        # A sum beside the op, as the op's own autograd has it.
+        return lambda: (ops.conv2d_weight(gradient, images, spec.weight_shape, *geometry), gradient.sum((0, 2, 3)))[0]
+    constant = torch.zeros(spec.filters, dtype=spec.dtype, device=spec.device) if bias else None
     if prepare and (prepared := kernel.prepare(weight, spec)) is not weight:
-        return lambda: ops.conv2d_prepared(images, prepared, None, spec.weight_shape, *geometry)
-    return lambda: ops.conv2d(images, weight, None, *geometry)
+        return lambda: ops.conv2d_prepared(images, prepared, constant, spec.weight_shape, *geometry)
+    return lambda: ops.conv2d(images, weight, constant, *geometry)
 
 
 def gflop(spec: ConvSpec) -> float:

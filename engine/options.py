@@ -152,7 +152,10 @@ class Kernels(Component):
 
     group: ClassVar[str] = "kernels"
     layers: list[str] = option(
-        [], "other kernels for some layers, as LAYER:KERNEL; LAYER may be a pattern: [conv1:fft,'layer1.*:winograd']"
+        [],
+        "other kernels for some layers, as LAYER:KERNEL; LAYER may be a pattern: 'kernels.layers=[conv1:fft,"
+        "layer1.*:winograd]'. KERNEL: a choice of kernels, with its default options unless it is the run's own, or a "
+        "kernel's own name",
     )
 
     def kernel(self) -> interfaces.ConvKernel:
@@ -167,7 +170,7 @@ class Kernels(Component):
         """Make the object that puts kernels into a model; ``installed`` are the choices of this group, by name."""
         from engine.convolutions import Chooser
 
-        return Chooser(self.kernel(), self.layers, installed)
+        return Chooser(self.kernel(), self.layers, installed, type(self))
 
 
 @dataclass

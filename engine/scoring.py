@@ -10,6 +10,7 @@ from torch import Tensor
 from engine import checkpoint, manifest
 from engine.assembly import build_augmentations, build_chooser, build_model, open_split, prepare_device, require_targets
 from engine.evaluation import evaluate
+from engine.huge_pages import remark
 from engine.loader import Layout, TestLoader
 from engine.randomness import Key
 from engine.session import Session
@@ -41,7 +42,10 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     first = batches.batch_at(0).images
     kernels = build_chooser(options, session.registry)
     shape = (first.shape[0], first.shape[1], first.shape[2], first.shape[3])
-    tell(kernel_table(kernels.apply(model, shape, training=False)))
+    with precision.forward():  # kernels are planned for the types that layers really compute in
+        rows = kernels.apply(model, shape, training=False)
+    for line in [*kernel_table(rows).splitlines(), *remark().splitlines()]:
+        tell(line)
     if options.run.compile:
         model.compile()
     weights_in_use = [precision.evaluation_weights(model), kernels.prepared(model)]

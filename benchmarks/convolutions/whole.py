@@ -108,7 +108,7 @@ def choice(bench: Bench, conv: Conv, batch: int) -> dict[str, str]:
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kernels = chooser(bench)
     [row] = kernels.apply(nn.Sequential(layer) if conv.first else Behind(layer), spec.input_shape)
-    return kernels.plan()[row.layer][1]
+    return kernels.plan()["layers"][row.layer][1]
 
 
 def auto(bench: Bench) -> None:

@@ -15,7 +15,8 @@ struct InstructionSet {
 // null name.
 const InstructionSet* instruction_sets();
 
-// Null if the sizes make a convolution with at least one image and one output, else what is wrong with them.
+// Null if the sizes make a convolution with at least one image and one output, and small enough to count its elements
+// and bytes, else what is wrong with them.
 const char* mistake(const ConvShape& shape);
 
 }  // namespace engine

@@ -88,8 +88,7 @@ class Task:
             origins=lambda: origins.trace(loader, everything, config, defaults),
             sweep=self.sweep,
         )
-        if options.run.huge_pages:
-            huge_pages.turn_on()
+        (huge_pages.turn_on if options.run.huge_pages else huge_pages.turn_off)()
         try:
             options.job.build()(session)
         except UsageError:

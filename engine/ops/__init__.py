@@ -2,7 +2,9 @@
 
 from engine.ops.convolution import NATIVE, register, registered
 from engine.ops.extension import Convolution, build_facts, instruction_set, instruction_sets, philox
+from engine.ops.layer import KernelConvolution, prepared_weights
 
 __all__ = [
-    "NATIVE", "Convolution", "build_facts", "instruction_set", "instruction_sets", "philox", "register", "registered",
+    "NATIVE", "Convolution", "KernelConvolution", "build_facts", "instruction_set", "instruction_sets", "philox",
+    "prepared_weights", "register", "registered",
 ]  # fmt: skip

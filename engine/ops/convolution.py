@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from engine.errors import UsageError
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec
 from engine.native import NativeKernel
 
@@ -33,13 +35,28 @@ library.define(f"conv2d_prepared(Tensor images, Tensor prepared, Tensor? bias, i
 ops = torch.ops.engine
 
 
-def register(kernel: ConvKernel) -> None:
-    """Make a kernel known to the ops by its name; one of the same name is replaced."""
+def register(kernel: ConvKernel, *, replace: bool = False) -> None:
+    """Make a kernel known to the ops by its name; one of the same name and class makes room for it.
+
+    replace: so does one of another class, as tests may wish. Raises UsageError for a name that a kernel of another
+    class has, or torch's own, ValueError for none or one with a slash.
+    """
     if not kernel.name or "/" in kernel.name:
         raise ValueError(f"a kernel's name must be some letters without a slash, not {kernel.name!r}")
-    if _kernels.get(kernel.name) is not kernel:
-        _kernels[kernel.name] = kernel
-        _chosen.cache_clear()
+    held = _kernels.get(kernel.name)
+    if held is kernel:
+        return
+    if held is NATIVE or not (held is None or replace or _class(held) == _class(kernel)):
+        raise UsageError(
+            f"two convolution kernels are called '{kernel.name}': {_class(held)} and {_class(kernel)}; a kernel needs "
+            "a name of its own, so rename one or uninstall its plugin"
+        )
+    _kernels[kernel.name] = kernel
+    _chosen.cache_clear()
+
+
+def _class(kernel: ConvKernel) -> str:
+    return f"{type(kernel).__module__}.{type(kernel).__qualname__}"  # not the class itself: a function may make it anew
 
 
 def registered(name: str) -> ConvKernel:
@@ -81,6 +98,15 @@ def _chosen(
     return kernel, spec
 
 
+def _check_mode() -> None:
+    """Raise RuntimeError inside forward-mode differentiation: torch would take the derivative for zero."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "torch.ops.engine: convolution kernels have no forward-mode derivative (torch.func.jvp, jacfwd, "
+            "torch.autograd.forward_ad); compute with torch.nn.functional.conv2d there"
+        )
+
+
 def _alike(*tensors: Tensor | None) -> None:
     """Raise ValueError unless the tensors are of one type on one device."""
     given = [tensor for tensor in tensors if tensor is not None]
@@ -113,6 +139,7 @@ def _choose(
 
 
 def _forward(images: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    _check_mode()
     _alike(images, weight, bias)
     nhwc = _is_nhwc(images, weight)
     kernel, spec = _choose("forward", images.shape, weight.shape, images, nhwc, geometry)
@@ -123,12 +150,13 @@ def _forward(images: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
 
 
 def _prepared(images: Tensor, prepared: Tensor, bias: Tensor | None, size: Sequence[int], *geometry: Any) -> Tensor:
+    _check_mode()
     nhwc = _is_nhwc(images)
     kernel, spec = _choose("forward", images.shape, size, images, nhwc, geometry)
     _check_bias(bias, spec)
     if spec.batch == 0:
         return _empty(images, spec.output_shape, nhwc)
-    if kernel is NATIVE:
+    if kernel.name != geometry[-1].partition("/")[0]:  # it gave way
         raise ValueError("convolution: a weight was prepared by a kernel that does not compute these images")
     return _lay_out(kernel.forward(images, prepared, bias, spec), nhwc)
 
@@ -139,6 +167,7 @@ def _check_bias(bias: Tensor | None, spec: ConvSpec) -> None:
 
 
 def _input(gradient: Tensor, weight: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
+    _check_mode()
     _alike(gradient, weight)
     nhwc = _is_nhwc(gradient, weight)
     kernel, spec = _choose("backward_input", size, weight.shape, gradient, nhwc, geometry)
@@ -149,6 +178,7 @@ def _input(gradient: Tensor, weight: Tensor, size: Sequence[int], *geometry: Any
 
 
 def _weight(gradient: Tensor, images: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
+    _check_mode()
     _alike(gradient, images)
     nhwc = _is_nhwc(gradient, images)
     kernel, spec = _choose("backward_weight", images.shape, size, images, nhwc, geometry)

@@ -25,6 +25,7 @@ except ImportError as error:
     ) from error
 
 SIZES = {torch.float32: 4, torch.float64: 8}  # the types that the convolutions compute in, with their bytes
+ALIGNED = 64  # bytes: where torch's memory begins, and the kernels' loads count on it
 KEPT = 1 << 30  # bytes of workspace that a thread keeps for its next call; a larger one lives for one call
 
 
@@ -93,17 +94,20 @@ class Convolution:
         return self._code.refuses(spec.sizes, DIRECTIONS.index(direction))
 
     def workspace(self, spec: ConvSpec, direction: str, prepared: bool = False) -> int:
-        """Return the bytes of temporary memory that a call needs."""
+        """Return the bytes of temporary memory that a call needs. Raises ValueError for what is refused."""
         threads = torch.get_num_threads()
-        return self._code.workspace(spec.sizes, DIRECTIONS.index(direction), SIZES[spec.dtype], threads, prepared)
+        return self._code.workspace(spec.sizes, DIRECTIONS.index(direction), _size(spec), threads, prepared)
 
     def waste(self, spec: ConvSpec) -> float:
-        """Return the multiplications done for nothing, per useful one of the definition."""
+        """Return the multiplications done for nothing, per useful one; ValueError if every direction is refused."""
         return self._code.waste(spec.sizes)
 
     def prepare(self, weight: Tensor, spec: ConvSpec) -> Tensor:
-        """Return the weight in the algorithm's own form, as bytes, for forward calls of ``spec``; or the weight."""
-        size = SIZES[spec.dtype]
+        """Return the weight in the algorithm's own form, as bytes, for forward calls of ``spec``; or the weight.
+
+        Raises ValueError for a spec whose forward direction is refused, and for another weight than the spec's.
+        """
+        size = _size(spec)
         count = self._code.prepared_bytes(spec.sizes, size)
         if not count:
             return weight
@@ -118,8 +122,7 @@ class Convolution:
         if bias is not None:
             bias = _vector(bias, spec)
         if weight.dtype == torch.uint8:
-            if weight.numel() != self._code.prepared_bytes(spec.sizes, SIZES[spec.dtype]):
-                raise ValueError("convolution: the weight was prepared for another shape or algorithm")
+            _check_prepared(weight, self._code.prepared_bytes(spec.sizes, _size(spec)))
             return self._call(0, images, None, bias, weight, spec.output_shape, spec)
         return self._call(0, images, _dense(weight, spec.weight_shape, spec), bias, None, spec.output_shape, spec)
 
@@ -144,13 +147,20 @@ class Convolution:
         spec: ConvSpec,
     ) -> Tensor:
         out = torch.empty(shape, dtype=spec.dtype, memory_format=torch.channels_last)
-        size, threads = SIZES[spec.dtype], torch.get_num_threads()
+        size, threads = _size(spec), torch.get_num_threads()
         space = _workspace(self._code.workspace(spec.sizes, direction, size, threads, prepared is not None))
         self._code.run(
             spec.sizes, direction, size, left.data_ptr(), _address(right), _address(bias), _address(prepared),
             out.data_ptr(), _address(space), threads,
         )  # fmt: skip
         return out
+
+
+def _size(spec: ConvSpec) -> int:
+    """Return the bytes of an element; ValueError for a type that is not computed in."""
+    if spec.dtype not in SIZES:
+        raise ValueError(f"convolution: it is computed in float32 and float64, not {spec.dtype}")
+    return SIZES[spec.dtype]
 
 
 def _dense(tensor: Tensor, shape: tuple[int, ...], spec: ConvSpec) -> Tensor:
@@ -160,13 +170,28 @@ def _dense(tensor: Tensor, shape: tuple[int, ...], spec: ConvSpec) -> Tensor:
             f"convolution: a tensor must be {spec.dtype} {list(shape)} on the CPU, not {tensor.dtype} "
             f"{list(tensor.shape)} on {tensor.device}"
         )
-    return tensor.contiguous(memory_format=torch.channels_last)
+    return _filled(tensor).contiguous(memory_format=torch.channels_last)
 
 
 def _vector(bias: Tensor, spec: ConvSpec) -> Tensor:
     if bias.shape != (spec.filters,) or bias.dtype != spec.dtype or bias.device.type != "cpu":
         raise ValueError(f"convolution: the bias must be {spec.dtype} [{spec.filters}] on the CPU, not {bias.dtype}")
-    return bias.contiguous()
+    return _filled(bias).contiguous()
+
+
+def _check_prepared(weight: Tensor, count: int) -> None:
+    """Raise ValueError unless the bytes are as ``prepare`` returns them."""
+    if weight.numel() != count:
+        raise ValueError("convolution: the weight was prepared for another shape or algorithm")
+    if weight.device.type != "cpu" or not weight.is_contiguous() or _filled(weight).data_ptr() % ALIGNED:
+        raise ValueError(f"convolution: a prepared weight must be dense, on the CPU and aligned to {ALIGNED} bytes")
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """Return the tensor; ValueError if its memory was taken away, as sharded training does between uses."""
+    if tensor.data_ptr() == 0 and tensor.numel() > 0:
+        raise ValueError(f"convolution: a tensor of shape {list(tensor.shape)} has no memory")
+    return tensor
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from engine.convolutions import supplied
 from engine.interfaces import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser
 from engine.ops import NATIVE, register
 from engine.options import Kernels
@@ -51,8 +52,9 @@ def check_kernel(
     with float64 convolution (torch's, and for one tiny spec plain loops over the definition) to a relative L2 error
     of ``tolerance`` (default: the kernel's own ``error``; in float64 a millionth of it), with and without a bias,
     with a prepared weight, in NCHW and NHWC order and for any strides; results stay as they are at the next call;
-    nothing is edited; the same through ``torch.ops.engine`` and autograd, under the kernel's name, which stays
-    registered; ``workspace`` counts bytes, ``waste`` multiplications. At least one direction must not be refused.
+    nothing is edited; the same through ``torch.ops.engine`` and autograd, under the kernel's name, which it then keeps,
+    whichever kernel had it; ``workspace`` counts bytes, ``waste`` multiplications. At least one direction must not be
+    refused.
     A chooser's: see ``engine.testing.network``. Raises BrokenPromise.
     """
     if isinstance(kernel, Kernels):
@@ -67,17 +69,11 @@ def check_kernel(
         _check_kernel(Promises(kernel), kernel, specs, tolerance)
 
 
-def supplied(options: Kernels) -> Sequence[ConvKernel]:
-    """Return the kernels of a choice: its own, where it has one, and its candidates; each name once."""
-    own = [] if type(options).kernel is Kernels.kernel else [options.kernel()]
-    return list({kernel.name: kernel for kernel in (*own, *(options.candidates() if own else []))}.values())
-
-
 def _check_kernel(promises: Promises, kernel: ConvKernel, specs: Sequence[ConvSpec], tolerance: float | None) -> None:
     promise = "error is the relative L2 error of float32, a number above 0"
     promises.expect(kernel.error > 0, promise, f"it is {kernel.error!r}")
     with promises.works("a name is some letters without a slash"):
-        register(kernel)
+        register(kernel, replace=True)  # an author's tests have variants of one name
     computed = 0
     for spec in (*specs, TINY):
         largest = (tolerance or kernel.error) * (DOUBLE if spec.dtype == torch.float64 else 1)

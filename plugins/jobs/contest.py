@@ -7,36 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine import Session, UsageError
-from engine.convolutions import Layer
+from engine.convolutions import Layer, nameable, offered
 from engine.errors import did_you_mean
 from engine.interfaces import DIRECTIONS, ConvKernel, ConvSpec
 from engine.measuring import Spread, call, filled, gflop, race, ratios
-from engine.ops import register
+from engine.ops import NATIVE, register
 
-NATIVE = "native"
 NCHW = "native, NCHW"  # torch's own on arrays in the other order, which is what a model has without run.channels_last
 ROUNDS, TRIALS = 1000, 3  # the time ends a race before; a busy machine may disturb one trial, not three
 
 
-def installed(session: Session) -> tuple[dict[str, ConvKernel], list[str]]:
-    """Return every installed kernel by name, and the names of those that ``kernels=auto`` measures, native first."""
-    known: dict[str, ConvKernel] = {}
-    candidates: list[str] = []
-    for name in session.registry.names("kernels"):
-        choice: Any = session.registry.entry("kernels", name).options()
-        alternatives = choice.candidates()
-        known |= {kernel.name: kernel for kernel in ([] if name == "auto" else [choice.kernel(), *alternatives])}
-        candidates += [kernel.name for kernel in alternatives]
-    return known, [NATIVE, *(name for name in dict.fromkeys(candidates) if name != NATIVE)]
-
-
 def entrants(session: Session, compare: Sequence[str]) -> list[ConvKernel]:
-    """Return the kernels to compare, native first, known to the op. Raises UsageError for a name that is none."""
-    known, candidates = installed(session)
+    """Return the kernels to compare, native first, known to the op: those that ``kernels=auto`` measures, by default.
+
+    compare: names as ``kernels.layers`` takes them. Raises UsageError for a name that is none.
+    """
+    registry = session.registry
+    installed: dict[str, Any] = {name: registry.entry("kernels", name).options for name in registry.names("kernels")}
+    known = nameable(installed)
     for name in compare:
         if name not in known:
             raise UsageError(f"compare: no kernel is called '{name}'{did_you_mean(name, known)}")
-    kernels = [known[name] for name in dict.fromkeys([NATIVE, *(compare or candidates)])]
+    chosen = [known[name] for name in compare] if compare else offered(installed).values()
+    kernels = list({kernel.name: kernel for kernel in (NATIVE, *chosen)}.values())
     for kernel in kernels:
         register(kernel)
     return kernels
@@ -104,13 +97,13 @@ def compete(
     arrays = filled(spec)
     calls = {name: call(spec, direction, kernel, prepare, arrays) for name, kernel in taking.items()}
     if nchw:
-        taking[NCHW] = taking[NATIVE]
-        calls[NCHW] = call(spec, direction, taking[NATIVE], prepare, filled(spec, nhwc=False))
-    times = race(calls, seconds, ROUNDS, stays=(NATIVE, NCHW), trials=TRIALS)
+        taking[NCHW] = NATIVE
+        calls[NCHW] = call(spec, direction, NATIVE, prepare, filled(spec, nhwc=False))
+    times = race(calls, seconds, ROUNDS, stays=(NATIVE.name, NCHW), trials=TRIALS)
     rows = [
         Row(
-            name, Spread.of(times[name]), ratios(times[name], times[NATIVE]), len(times[name]),
-            None if kernel is taking[NATIVE] else kernel.workspace(spec, direction), kernel.error, kernel.waste(spec),
+            name, Spread.of(times[name]), ratios(times[name], times[NATIVE.name]), len(times[name]),
+            None if kernel is NATIVE else kernel.workspace(spec, direction), kernel.error, kernel.waste(spec),
         )
         for name, kernel in taking.items()
     ]  # fmt: skip
@@ -140,7 +133,7 @@ def totals(shapes: Sequence[Shape]) -> list[Total]:
     every = sum(len(shape.layers) for shape in shapes)
     return [
         Total(
-            name, sums[name], sums[name] / sums[NATIVE],
+            name, sums[name], sums[name] / sums[NATIVE.name],
             sum(count for row, count in chosen if name in (BEST, row.kernel)), every,
         )
         for name, chosen in rows.items()

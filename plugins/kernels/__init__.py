@@ -19,13 +19,13 @@ class Native(Kernels):
     """torch's own convolutions (oneDNN on a CPU, cuDNN on a GPU)."""
 
     def kernel(self) -> ConvKernel:
-        """Make torch's own in the form of a kernel."""
-        from engine.native import NativeKernel
+        """Return torch's own in the form of a kernel."""
+        from engine.ops import NATIVE
 
-        return NativeKernel()
+        return NATIVE
 
     def build(self, installed: Mapping[str, type[Kernels]] = MappingProxyType({})) -> KernelChooser:
-        """Make the chooser; one that leaves the model as it is, unless single layers get kernels of their own."""
+        """Make the chooser; one that needs no look at the model, unless single layers get kernels of their own."""
         from .native import NativeChooser
 
         return super().build(installed) if self.layers else NativeChooser()

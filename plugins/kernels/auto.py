@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from engine.convolutions import Choice, Chooser, Layer
+import torch
+
+from engine import UsageError
+from engine.convolutions import Choice, Chooser, Layer, offered
 from engine.interfaces import ConvKernel, ConvSpec
-from engine.measuring import measure
-from engine.ops import NATIVE, register
+from engine.measuring import lacks_memory, measure
+from engine.ops import NATIVE, instruction_set, register
 
-from .memory import Memory
+from .compiled import CompiledKernel
+from .memory import Memory, versions
 
 if TYPE_CHECKING:
     from engine import Kernels
@@ -19,71 +28,222 @@ if TYPE_CHECKING:
 
 TRAINING, EVALUATION = 1e-5, 2e-5  # error budgets: the first leaves out Winograd's 6x6 tiles
 GAIN = 0.97  # of torch's own time that another kernel must stay below: within the noise nothing is gained
+QUIET = 2.0  # seconds of measuring between two lines that tell of it
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is measured once for all layers that have it: one direction of a shape, a bias with it or not."""
+
+    spec: ConvSpec
+    direction: str
+    bias: bool
+
+    @classmethod
+    def of(cls, layer: Layer, direction: str) -> Question:
+        """Return a layer's; the gradient of a bias counts where torch computes it with that of the weight."""
+        bias = layer.module.bias
+        counts = {"forward": bias is not None, "backward_weight": bias is not None and bias.requires_grad}
+        return cls(_spec(layer), direction, counts.get(direction, False))
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        images, weight = ("x".join(map(str, shape)) for shape in (self.spec.input_shape, self.spec.weight_shape))
+        return f"{self.direction} of images {images}, weight {weight}"
+
+
+Verdicts = Mapping[Question, Mapping[str, str | None]]  # of each candidate, why it may not compute, or None if it may
 
 
 class AutoChooser(Chooser):
-    """Times all candidates that the budgets allow on the real shapes; the fastest computes, torch's own among them."""
+    """Times all candidates that the budgets allow on the real shapes; the fastest computes, torch's own among them.
+
+    Rank 0 measures, its plan holds for all processes. A kernel that raises an Exception is told of on stderr and left
+    out there. Raises UsageError where torch's own finds no memory for a layer.
+    """
 
     def __init__(self, options: Auto, installed: Mapping[str, type[Kernels]]) -> None:
         super().__init__(NATIVE, options.layers, installed)
-        self._options, self._memory = options, Memory(options.cache)
+        self._options = options
+        self._candidates = _candidates(installed)
+        self._memory = Memory(options.cache, versions(self._candidates.values()))
         self._plan: dict[str, Any] = {}
-        kernels = [kernel for name in sorted(installed) for kernel in installed[name]().candidates()]
-        self._candidates = {kernel.name: kernel for kernel in kernels if kernel.name != NATIVE.name}
+        self._told: set[tuple[str, ConvSpec, str]] = set()  # which failures of kernels
 
     def plan(self) -> dict[str, Any]:
-        """Return each layer's shape and kernels."""
+        """Return the instruction set, and each layer's shape and kernels; nothing for a model without layers."""
         return self._plan
 
     def load(self, plan: dict[str, Any]) -> None:
-        """Take up a plan: layers of the same shapes get the same kernels, unmeasured."""
-        self._plan = dict(plan)
+        """Take up a plan: layers that it fits get the same kernels, unmeasured; the reasons of others say why not."""
+        self._plan = dict(plan) if isinstance(plan.get("layers"), dict) else {}
 
     def choose(self, layers: Sequence[Layer], training: bool, share: Callable[[Any], Any]) -> dict[str, Choice]:
-        """Return the fastest kernels of each layer; layers of one shape are measured once."""
+        """Return the kernels of each layer: those planned before, else the fastest; like layers are measured once."""
         for kernel in self._candidates.values():
-            register(kernel)
-        before, measured = self._plan, {}
-        for layer in layers:
-            spec = _spec(layer)
-            for direction in layer.directions:
-                if (spec, direction) not in measured and not self._decided(before, layer):
-                    measured[spec, direction] = self._times(spec, direction, training)
-        self._memory.keep()
-        choices = {layer.name: self._choice(layer, measured, before) for layer in layers}
-        plan = {name: [layer_facts(layer), dict(choices[name].kernels)] for layer in layers if (name := layer.name)}
-        self._plan = share(plan)
-        if self._plan != plan:  # another process measured
-            choices = {layer.name: self._choice(layer, {}, self._plan) for layer in layers}
-        return choices
+            register(kernel)  # another chooser may have taken the name meanwhile
+        before, token = self._plan, uuid4().hex
+        first = share(token) == token  # only rank 0 gets its own back; the others wait and disturb no measurement
+        choices = self._decide(layers, training) if first else {}
+        entries = {layer.name: [layer_facts(layer), dict(choices[layer.name].kernels)] for layer in layers if first}
+        self._plan = share({"instruction_set": instruction_set(), "layers": entries} if entries else {})
+        return choices if first else {layer.name: self._as_shared(layer, before) for layer in layers}
 
-    def _decided(self, plan: Mapping[str, Any], layer: Layer) -> bool:
-        facts, kernels = plan.get(layer.name, (None, {}))
-        known = set(kernels.values()) <= {NATIVE.name, *self._candidates}
-        return facts == layer_facts(layer) and set(kernels) == set(layer.directions) and known
-
-    def _choice(
-        self, layer: Layer, measured: Mapping[tuple[ConvSpec, str], Mapping[str, float]], plan: Mapping[str, Any]
-    ) -> Choice:
-        if self._decided(plan, layer):
-            return Choice({d: plan[layer.name][1][d] for d in layer.directions}, "as planned before")
-        times = {direction: measured[_spec(layer), direction] for direction in layer.directions}
-        return Choice({d: fastest(t) for d, t in times.items()}, "fastest as measured", times)
-
-    def _times(self, spec: ConvSpec, direction: str, training: bool) -> Mapping[str, float]:
-        """Return the milliseconds of torch's own and every candidate, from memory or measured now."""
-        budget = self._options.error_budget or (TRAINING if training else EVALUATION)
-        allowed: list[ConvKernel] = [NATIVE] + [
-            kernel for kernel in self._candidates.values()
-            if kernel.error <= budget and not kernel.refuses(spec, direction)
-            and kernel.workspace(spec, direction) <= self._options.workspace << 20
+    def _decide(self, layers: Sequence[Layer], training: bool) -> dict[str, Choice]:
+        """Return what computes each layer, by the plan or measured now."""
+        causes = {layer.name: self._unplanned(layer, training) for layer in layers}
+        anew = [layer for layer in layers if causes[layer.name] is not None]
+        verdicts: Verdicts = {
+            question: {name: self._against(kernel, question, training) for name, kernel in self._candidates.items()}
+            for question in dict.fromkeys(Question.of(layer, d) for layer in anew for d in layer.directions)
+        }
+        contested = [
+            layer for layer in anew if any(None in verdicts[Question.of(layer, d)].values() for d in layer.directions)
         ]  # fmt: skip
-        names = [kernel.name for kernel in allowed]
-        times = self._memory.recall(spec, direction, training, names)
-        if times is None:
-            times = measure(spec, direction, allowed, prepare=not training)
-            self._memory.note(spec, direction, training, times)
+        times = self._times(contested, verdicts, training)
+        return {layer.name: self._chosen(layer, causes[layer.name], verdicts, times) for layer in layers}
+
+    def _chosen(
+        self, layer: Layer, cause: str | None, verdicts: Verdicts, times: Mapping[Question, Mapping[str, float]]
+    ) -> Choice:
+        """Return what computes a layer; ``cause`` as ``_unplanned`` returns it."""
+        _, planned = self._planned(layer)
+        if cause is None:
+            return Choice(planned, self._as_planned(layer))
+        questions = {direction: Question.of(layer, direction) for direction in layer.directions}
+        if not all(question in times for question in questions.values()):
+            every = dict.fromkeys(r for question in questions.values() for r in verdicts[question].values() if r)
+            why = f"no other kernel may: {'; '.join(every)}" if every else "there is no other kernel"
+            return Choice(dict.fromkeys(questions, NATIVE.name), f"{cause}; now {why}" if cause else why)
+        measured = {direction: times[question] for direction, question in questions.items()}
+        kernels = {direction: fastest(t) for direction, t in measured.items()}
+        if not cause:
+            return Choice(kernels, "fastest as measured", measured)
+        differ = ", numbers will differ" if kernels != planned else ""
+        return Choice(kernels, f"{cause}: measured anew{differ}")  # a row with times would not show its reason
+
+    def _planned(self, layer: Layer) -> tuple[list[Any], dict[str, str]]:
+        """Return what the plan says of a layer's shape and kernels, in its directions' order; empty if nothing."""
+        facts, kernels = self._plan.get("layers", {}).get(layer.name, ([], {}))
+        return facts, {d: kernels[d] for d in (*layer.directions, *kernels) if d in kernels}
+
+    def _as_planned(self, layer: Layer) -> str:
+        """Return the reason of a layer that is computed as the plan says."""
+        compiled = any(isinstance(self._candidates.get(n), CompiledKernel) for n in self._planned(layer)[1].values())
+        then, now = self._plan.get("instruction_set"), instruction_set()
+        other = compiled and then != now
+        return f"as planned before, but for {then}: here {now}, numbers will differ" if other else "as planned before"
+
+    def _unplanned(self, layer: Layer, training: bool) -> str | None:
+        """Return why the plan does not hold for a layer: "" if it says nothing of it, None if it holds."""
+        facts, kernels = self._planned(layer)
+        if not facts:
+            return ""
+        if facts != layer_facts(layer):
+            return f"planned for {_difference(facts, layer_facts(layer))}"
+        if set(kernels) != set(layer.directions):
+            return f"planned for {', '.join(kernels)} before, now needed for {', '.join(layer.directions)}"
+        for direction, name in kernels.items():
+            if name != NATIVE.name and name not in self._candidates:
+                return f"planned '{name}' before, which no installed plugin supplies"
+            if name != NATIVE.name:
+                reason = self._against(self._candidates[name], Question.of(layer, direction), training)
+                if reason is not None:
+                    return f"planned '{name}' before, which is not allowed now ({reason})"
+        return None
+
+    def _against(self, kernel: ConvKernel, question: Question, training: bool) -> str | None:
+        """Return why a kernel may not compute, as a phrase, or None if it may."""
+        spec, direction = question.spec, question.direction
+        budget = self._options.error_budget or (TRAINING if training else EVALUATION)
+        try:
+            if reason := kernel.refuses(spec, direction):
+                return reason
+            if spec.dtype != torch.float64 and kernel.error > budget:  # errors are stated for float32
+                return f"its error of {kernel.error:.1e} exceeds the budget of {budget:.1e}"
+            needed = kernel.workspace(spec, direction)
+        except Exception as error:
+            self._leave_out(question, kernel, error)
+            return f"it fails with {type(error).__name__}"
+        if needed > self._options.workspace << 20:
+            return f"it needs {needed / 2**20:.1f} MiB, more than kernels.workspace={self._options.workspace}"
+        return None
+
+    def _times(
+        self, layers: Sequence[Layer], verdicts: Verdicts, training: bool
+    ) -> dict[Question, Mapping[str, float]]:
+        """Return the milliseconds of all that is allowed, from memory or measured now."""
+        asked: dict[Question, Layer] = {}
+        for layer in layers:
+            for direction in layer.directions:
+                asked.setdefault(Question.of(layer, direction), layer)
+        kernels = {q: [NATIVE, *(self._candidates[n] for n, r in verdicts[q].items() if r is None)] for q in asked}
+        times: dict[Question, Mapping[str, float]] = {}
+        for question in asked:
+            names = [kernel.name for kernel in kernels[question]]
+            known = self._memory.recall(question.spec, question.direction, training, names, question.bias)
+            if known is not None:
+                times[question] = known
+        todo = [question for question in asked if question not in times]
+        progress = Progress(len(todo))
+        for question in todo:
+            progress.tell(f"{asked[question].name}, {question.direction}")
+            found = times[question] = self._measure(question, kernels[question], asked[question], training)
+            self._memory.note(question.spec, question.direction, training, found, question.bias)
+        progress.clear()
+        self._memory.keep()
         return times
+
+    def _measure(
+        self, question: Question, kernels: Sequence[ConvKernel], layer: Layer, training: bool
+    ) -> Mapping[str, float]:
+        left_out = partial(self._leave_out, question)
+        try:
+            return measure(question.spec, question.direction, kernels, not training, question.bias, left_out)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            raise UsageError(
+                f"kernels=auto: no memory to measure layer '{layer.name}' ({question}): lower run.batch"
+            ) from error
+
+    def _leave_out(self, question: Question, kernel: ConvKernel, error: Exception) -> None:
+        """Tell, once, that a kernel fails."""
+        failure = (kernel.name, question.spec, question.direction)
+        if failure not in self._told:
+            self._told.add(failure)
+            _say(f"kernel '{kernel.name}' is left out of the {question}: {_in_a_line(error)}")
+
+    def _as_shared(self, layer: Layer, before: Mapping[str, Any]) -> Choice:
+        """Return rank 0's choice for a layer. Raises UsageError if a kernel is not installed here."""
+        _, kernels = self._planned(layer)
+        for name in kernels.values():
+            if name not in (NATIVE.name, *self._candidates):
+                raise UsageError(
+                    f"kernels=auto: rank 0 computes '{layer.name}' with '{name}', which no plugin supplies here: "
+                    "install the same plugins for all processes"
+                )
+        as_before = before.get("layers", {}).get(layer.name) == self._plan["layers"][layer.name]
+        return Choice(kernels, "as planned before" if as_before else "as rank 0 measured")
+
+
+class Progress:
+    """Tells every few seconds how far measuring is: on a terminal in one line, which is gone at the end."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._number = total, 0
+        self._told_at = time.monotonic()
+
+    def tell(self, text: str) -> None:
+        """Count the next measurement, and tell of it if it is time to."""
+        self._number += 1
+        if time.monotonic() - self._told_at >= QUIET:
+            self._told_at = time.monotonic()
+            _say(f"measuring {self._number} of {self._total} ({text})", end="" if sys.stderr.isatty() else "\n")
+
+    def clear(self) -> None:
+        """Take the line off the terminal."""
+        print(_fresh_line(), end="", file=sys.stderr, flush=True)
 
 
 def layer_facts(layer: Layer) -> list[Any]:
@@ -97,6 +257,42 @@ def fastest(times: Mapping[str, float]) -> str:
     return best if times[best] < GAIN * times[NATIVE.name] else NATIVE.name
 
 
+def _candidates(installed: Mapping[str, type[Kernels]]) -> dict[str, ConvKernel]:
+    """Return all candidates but torch's own; a choice that cannot make its own is told of."""
+    found: dict[str, ConvKernel] = {}
+    for choice in sorted(installed):
+        try:
+            for name, kernel in offered({choice: installed[choice]}).items():
+                if name != NATIVE.name:
+                    register(kernel)
+                    found[name] = kernel
+        except Exception as error:
+            _say(f"kernels of '{choice}' are left out: {_in_a_line(error)}")
+    return found
+
+
 def _spec(layer: Layer) -> ConvSpec:
     assert layer.spec is not None
     return layer.spec
+
+
+def _difference(before: Sequence[Any], now: Sequence[Any]) -> str:
+    """Return in what two layers' facts differ."""
+    if before[-1] != now[-1]:
+        return f"{before[-1]} before, now {now[-1]}"
+    if before[:4] != now[:4]:
+        images, others = ("x".join(map(str, facts[:4])) for facts in (before, now))
+        return f"images of {images} before, now {others}"
+    return "another filter, stride, padding, dilation or groups before"
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def _fresh_line() -> str:
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(f"{_fresh_line()}engine: kernels=auto: {text}", end=end, file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import torch
 from installed import choices
 from timed import SHAPE, Clock, Named, choice, chooser_of, network
 
+from engine import UsageError
 from engine.interfaces import DIRECTIONS
 from engine.ops import NATIVE
 from engine.plugins.kernels import Auto, Native, auto
@@ -58,17 +59,20 @@ def test_where_torchs_own_is_best_the_layer_is_left_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("training", "options", "allowed"),
     [
-        (True, {}, {"exact", "winograd4"}),
-        (False, {}, {"exact", "winograd4", "winograd6"}),
-        (True, {"error_budget": 1e-3}, {"exact", "winograd4", "winograd6", "half"}),
+        (True, {}, {"exact", "tiles4"}),
+        (False, {}, {"exact", "tiles4", "tiles6"}),
+        (True, {"error_budget": 1e-3}, {"exact", "tiles4", "tiles6", "half"}),
         (False, {"error_budget": 2e-6}, {"exact"}),
     ],
 )
 def test_the_error_budget_excludes_whom_it_should(monkeypatch, training, options, allowed):
-    kernels = [Named("exact"), Named("winograd4", 6e-6), Named("winograd6", 1.5e-5), Named("half", 5e-4)]
+    kernels = [Named("exact"), Named("tiles4", 6e-6), Named("tiles6", 1.5e-5), Named("half", 5e-4)]
     chooser, clock = chooser_of(monkeypatch, lambda *_: 1.0, *kernels, **options)
     chooser.apply(network(), SHAPE, training=training)
     assert clock.names() == {"native", *allowed}
+    chooser, clock = chooser_of(monkeypatch, lambda *_: 1.0, *kernels, **options)
+    chooser.apply(network().double(), SHAPE, training=training)
+    assert clock.names() == {"native", "exact", "tiles4", "tiles6", "half"}, "errors are stated for float32"
 
 
 def test_the_workspace_has_a_limit(monkeypatch):
@@ -109,7 +113,7 @@ def test_single_layers_can_be_decided_by_hand(monkeypatch):
     chooser, clock = chooser_of(monkeypatch, ALL, Named("quick"), Named("slow"), layers=["2:slow"])
     assert kernels_of(chooser) == ["quick", "quick", "slow"]
     assert {spec.filters for spec, *_ in clock.asked} == {3}
-    assert set(chooser.plan()) == {"0", "1"}
+    assert set(chooser.plan()["layers"]) == {"0", "1"}
 
 
 def test_a_plan_is_taken_up_without_measuring(monkeypatch):
@@ -125,43 +129,32 @@ def test_a_plan_is_taken_up_without_measuring(monkeypatch):
     assert resumed.plan() == plan
 
 
-def test_what_a_plan_does_not_fit_is_measured(monkeypatch):
-    chooser, _ = chooser_of(monkeypatch, ALL, Named("quick"))
-    chooser.apply(network(), SHAPE)
-    plan = chooser.plan()
-    for change, expected in (
-        (lambda model: model[2].requires_grad_(False), {2}),  # fewer directions are needed
-        (lambda model: model.append(torch.nn.Conv2d(2, 5, 1)), {5}),  # a layer that the plan has not
-        (lambda model: model.double(), {2, 3}),
-    ):
-        model = network()
-        change(model)
-        resumed, clock = chooser_of(monkeypatch, ALL, Named("quick"))
-        resumed.load(plan)
-        assert kernels_of(resumed, model) == ["quick"] * len(model)
-        assert {spec.filters for spec, *_ in clock.asked} == expected
-    resumed, clock = chooser_of(monkeypatch, ALL, Named("slow"))  # another machine, which has no quick kernel
-    resumed.load(plan)
-    assert kernels_of(resumed) == ["native"] * 3
-    assert len(clock.asked) == 6
-
-
 def test_all_processes_take_rank_0s_plan(monkeypatch):
-    first, _ = chooser_of(monkeypatch, ALL, Named("quick"), Named("slow"))
-    first.apply(network(), SHAPE)
-    shared = []
-
-    def share(value):
-        shared.append(value)
-        return json.loads(json.dumps(first.plan()))
-
-    other, _ = chooser_of(monkeypatch, ALL | {"slow": 1.0}, Named("quick"), Named("slow"))
+    """Two processes, one after the other: what rank 0 shares is what the other one is given."""
+    said = []
+    first, clock = chooser_of(monkeypatch, ALL, Named("quick"), Named("slow"))
+    first.apply(network(), SHAPE, share=lambda value: said.append(json.dumps(value)) or value)
+    assert len(clock.asked) == 6
+    heard = iter(said)
+    share = lambda value: json.loads(next(heard))  # noqa: E731
+    other, clock = chooser_of(monkeypatch, ALL | {"slow": 1.0}, Named("quick"), Named("slow"))
     model = network()
-    assert kernels_of(other, model, share=share) == ["quick"] * 3
+    rows = other.apply(model, SHAPE, share=share)
+    assert next(heard, None) is None, "both call it equally often"
+    assert clock.asked == [], "measuring would disturb rank 0"
+    assert [row.kernel for row in rows] == ["quick"] * 3
+    assert {row.reason for row in rows} == {"as rank 0 measured"}
     assert model[1]._conv_forward.kernels == "quick/quick/quick"
-    assert len(shared) == 1
-    assert shared[0]["1"][1]["forward"] == "slow", "what this process had measured itself"
     assert other.plan() == first.plan()
+
+    heard = iter(said)  # now both go on from a checkpoint
+    other.load(json.loads(json.dumps(first.plan())))
+    assert {row.reason for row in other.apply(network(), SHAPE, share=share)} == {"as planned before"}
+
+    heard = iter(said)
+    poor, _ = chooser_of(monkeypatch, ALL, Named("slow"))
+    with pytest.raises(UsageError, match="rank 0 computes '0' with 'quick', which no plugin supplies here: install"):
+        poor.apply(network(), SHAPE, share=share)
 
 
 def test_a_real_measurement_has_a_time_for_every_candidate():
@@ -226,7 +219,30 @@ def test_a_choice_without_a_kernel_of_its_own_stands_in_nobodys_way(monkeypatch)
     assert clock.names() == {"native", "quick"}
 
 
-def test_torchs_own_is_always_a_candidate(monkeypatch):
-    chooser, clock = chooser_of(monkeypatch, {"native": 1.0}, error_budget=1e-9)
-    assert kernels_of(chooser) == ["native"] * 3
-    assert clock.names() == {NATIVE.name}
+def test_where_only_torchs_own_may_compute_nothing_is_measured(monkeypatch):
+    chooser, clock = chooser_of(monkeypatch, {"native": 1.0}, Named("quick"), Named("fast"), error_budget=1e-9)
+    rows = chooser.apply(network(), SHAPE)
+    assert {row.kernel for row in rows} == {"native"}
+    assert {row.reason for row in rows} == {"no other kernel may: its error of 1.0e-06 exceeds the budget of 1.0e-09"}
+    assert clock.asked == []
+    chooser, clock = chooser_of(monkeypatch, {"native": 1.0})
+    assert {row.reason for row in chooser.apply(network(), SHAPE)} == {"there is no other kernel"}
+    assert clock.asked == []
+    chooser, clock = chooser_of(monkeypatch, ALL, Named("quick", refused=["forward", "backward_weight"]))
+    rows = chooser.apply(network(), SHAPE)
+    assert [row.kernel for row in rows] == ["native", *["native / quick / native"] * 2]
+    assert clock.names() == {NATIVE.name, "quick"}, "its times are in the table, beside the one that is contested"
+
+
+def test_layers_with_and_without_a_bias_are_measured_as_they_are(monkeypatch):
+    model = network()
+    model.append(torch.nn.Conv2d(2, 2, 3, bias=False))
+    model.append(torch.nn.Conv2d(2, 2, 1))
+    model[-1].bias.requires_grad_(False)
+    chooser, clock = chooser_of(monkeypatch, ALL, Named("quick"))
+    chooser.apply(model, SHAPE)
+    forward, to_images, to_weight = DIRECTIONS
+    found = {(spec.channels, spec.filters, spec.kernel[0], direction) for spec, direction in clock.biased}
+    both = {(3, 3, 3), (3, 2, 1)}
+    assert found == {(*sizes, d) for sizes in both for d in (forward, to_weight)} | {(2, 2, 1, forward)}
+    assert any(direction == to_images for _, direction, *_ in clock.asked)

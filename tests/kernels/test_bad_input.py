@@ -7,7 +7,8 @@ import torch
 from installed import KERNELS, SPECS, geometry, tensors
 
 from engine import ConvSpec, UsageError
-from engine.ops import Convolution, extension, instruction_set, instruction_sets, register
+from engine.native import NativeKernel
+from engine.ops import NATIVE, Convolution, extension, instruction_set, instruction_sets, register, registered
 from engine.plugins.kernels.compiled import CompiledKernel
 
 ops = torch.ops.engine
@@ -83,10 +84,106 @@ def test_compiled_kernels_read_no_memory_that_is_not_theirs(name):
         kernel.forward(images, torch.zeros(3, dtype=torch.uint8), None, spec)
 
 
+@pytest.mark.parametrize("name", ["implicit", "winograd4", "fft", "depthwise"])
+def test_prepared_weights_that_are_not_as_they_were_made_are_refused(name):
+    kernel, spec = KERNELS[name], SPECS["depthwise"]
+    images, weight, _, _ = tensors(spec, torch.float32, requires_grad=False)
+    good = kernel.prepare(weight, spec)
+    assert good.dtype == torch.uint8
+    torch.testing.assert_close(
+        kernel.forward(images, good.clone(), None, spec), kernel.forward(images, good, None, spec)
+    )
+    longer = zeros(len(good) + 64, dtype=torch.uint8)
+    emptied = good.clone()
+    emptied.untyped_storage().resize_(0)
+    for wrong, told in {
+        "expanded": (zeros(1, dtype=torch.uint8).expand(len(good)), "dense, on the CPU and aligned to 64 bytes"),
+        "strided": (zeros(2 * len(good), dtype=torch.uint8)[::2], "dense, on the CPU and aligned"),
+        "elsewhere": (good.to("meta"), "dense, on the CPU and aligned"),
+        "misaligned": (longer[4 : 4 + len(good)], "dense, on the CPU and aligned"),
+        "long": (longer, "prepared for another shape"),
+        "emptied": (emptied, "has no memory"),
+    }.values():
+        with pytest.raises(ValueError, match=told):
+            kernel.forward(images, wrong, None, spec)
+
+
+def test_tensors_whose_memory_was_taken_away_are_refused():
+    kernel, spec = KERNELS["naive"], SPECS["plain"]
+    arguments = tensors(spec, torch.float32, requires_grad=False)
+    for number in range(4):
+        given = [tensor.clone() for tensor in arguments]
+        given[number].untyped_storage().resize_(0)  # as sharded training does with weights
+        images, weight, bias, gradient = given
+        with pytest.raises(ValueError, match="has no memory"):
+            kernel.forward(images, weight, bias, spec) if number < 3 else kernel.backward_input(gradient, weight, spec)
+    with pytest.raises(ValueError, match="has no memory"):
+        kernel.backward_weight(gradient, images, spec)
+
+
+HUGE = {
+    "images": ConvSpec(1 << 30, 1 << 20, 8, 8, 1 << 20, (1, 1), groups=1 << 20),
+    "filters": ConvSpec(1, 1 << 25, 8, 8, 1 << 25, (3, 3), padding=(1, 1)),
+    "output": ConvSpec(1 << 20, 1, 1 << 10, 1 << 10, 1 << 20, (1, 1)),
+    "padding": ConvSpec(1 << 10, 4, 3, 3, 4, (3, 3), (1 << 23, 1 << 23), (1 << 22, 1 << 22)),
+    "work": ConvSpec(1 << 10, 1 << 10, 1 << 10, 1 << 10, 1 << 20, (1, 1)),
+    "batch": ConvSpec((1 << 63) - 1, 1, 1, 1, 1, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, k in KERNELS.items() if isinstance(k, CompiledKernel)])
+def test_what_is_too_large_to_count_is_refused_and_nothing_is_computed_from_it(name):
+    code = Convolution(name)
+    for what, spec in HUGE.items():
+        assert code.refuses(spec, "forward") == "it has more elements than can be counted in bytes", what
+        for question in (
+            lambda: code.workspace(spec, "forward"), lambda: code.waste(spec),  # noqa: B023 (called here)
+            lambda: code.prepare(zeros(1), spec),  # noqa: B023
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="more elements than can be counted"):
+                question()
+
+
+@pytest.mark.parametrize("name", [name for name, k in KERNELS.items() if isinstance(k, CompiledKernel)])
+def test_questions_about_what_is_refused_are_refused(name):
+    code = Convolution(name)
+    empty = ConvSpec(0, 4, 6, 5, 4, (3, 3))
+    refused = [(empty, "a size is less than 1")]
+    for spec in SPECS.values():
+        if reason := code.refuses(spec, "forward"):
+            refused.append((spec, reason))
+    for spec, reason in refused:
+        for question in (
+            lambda: code.workspace(spec, "forward"), lambda: code.waste(spec),  # noqa: B023 (called here)
+            lambda: code.prepare(zeros(1), spec),  # noqa: B023
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=reason):
+                question()
+
+
+def test_addresses_are_given_to_no_kernel_with_a_wrong_size_direction_or_number_of_threads():
+    code, sizes = Convolution("implicit")._code, SPECS["plain"].sizes
+    no_addresses = [0] * 6
+    for wrong, told in (((0, 2, 1), "4 or 8 bytes"), ((3, 4, 1), "0, 1 or 2"), ((0, 8, 0), "at least 1 thread")):
+        direction, size, threads = wrong
+        with pytest.raises(ValueError, match=told):
+            code.workspace(sizes, direction, size, threads, False)
+        with pytest.raises(ValueError, match=told):
+            code.run(sizes, direction, size, *no_addresses, threads)
+    for call in (lambda: code.prepared_bytes(sizes, 5), lambda: code.prepare(sizes, 5, 0, 0, 1)):
+        with pytest.raises(ValueError, match="4 or 8 bytes"):
+            call()
+    with pytest.raises(ValueError, match="0, 1 or 2"):
+        code.refuses(sizes, -1)
+
+
 def test_what_compiled_kernels_do_not_compute_is_refused_in_words():
     kernel = CompiledKernel("naive")
     half = ConvSpec(2, 4, 6, 5, 3, (3, 3), dtype=torch.bfloat16)
     assert kernel.refuses(half, "forward") == "it computes in float32 and float64, not bfloat16"
+    for question in (lambda: kernel.workspace(half, "forward"), lambda: kernel.prepare(WEIGHT.bfloat16(), half)):
+        with pytest.raises(ValueError, match=r"float32 and float64, not torch\.bfloat16"):
+            question()
     gpu = ConvSpec(2, 4, 6, 5, 3, (3, 3), device="cuda")
     assert kernel.refuses(gpu, "forward") == "it computes on the CPU only"
 
@@ -107,6 +204,29 @@ def test_names_of_kernels_are_checked():
     for bad in ("", "a/b"):
         with pytest.raises(ValueError, match="letters without a slash"):
             register(CompiledKernel(bad))
+
+
+class Taken(NativeKernel):
+    name = "taken"
+
+
+def test_a_name_is_that_of_one_class():
+    class Thief(NativeKernel):
+        name = "taken"
+
+    first, second = Taken(), Taken()
+    register(first)
+    register(second)  # of the same class: made anew with other options
+    assert registered("taken") is second
+    with pytest.raises(UsageError, match=r"two .* are called 'taken': .*test_bad_input\.Taken and .*Thief; .* rename"):
+        register(Thief())
+    assert registered("taken") is second
+    for impostor in (NativeKernel(), Convolution("naive")):
+        impostor.name = "native"
+        for settings in ({}, {"replace": True}):
+            with pytest.raises(UsageError, match=r"'native': engine\.native\.NativeKernel and "):
+                register(impostor, **settings)
+    assert registered("native") is NATIVE is KERNELS["native"]
 
 
 def test_unknown_algorithms_and_instruction_sets_are_refused():

@@ -221,6 +221,43 @@ def test_another_stage_chooses_anew():
     assert model.layer2[0]._conv_forward.kernels == "naive/native/naive"
 
 
+@pytest.mark.parametrize("kernels", [Native(), Native(layers=["conv1:native"])])
+def test_filters_return_to_the_order_that_they_had_before_kernels_came(kernels):
+    model, images = body(), torch.randn(SHAPE)
+    model.layer2.to(memory_format=torch.channels_last)  # the model's own doing
+    before = [parameter.stride() for parameter in model.parameters()]
+    expected = copy.deepcopy(model)(images)
+    for _ in range(2):
+        Naive().build(choices()).apply(model, SHAPE)
+        assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in model.layer1)
+        copied = copy.deepcopy(model)
+        for other in (model, copied):
+            rows = kernels.build(choices()).apply(other, SHAPE)
+            assert {row.kernel for row in rows} == {"native"}
+            assert [parameter.stride() for parameter in other.parameters()] == before
+            assert not any("_conv_forward" in vars(layer) for layer in other.modules())
+            torch.testing.assert_close(other(images), expected)
+
+
+def test_a_stage_is_planned_alike_by_a_run_that_comes_to_it_and_one_that_begins_there():
+    seen = []
+
+    class Planner(Chooser):
+        def choose(self, layers, training, share):
+            seen.append([layer.spec for layer in layers])
+            return super().choose(layers, training, share)
+
+    model, chooser = body(), Planner(Naive().kernel())
+    for _ in range(2):
+        chooser.apply(model, SHAPE)
+    assert seen[0] == seen[1]
+
+
+def test_native_needs_no_look_at_the_model():
+    model = network(nn.Conv2d(3, 4, 3), nn.Linear(99, 1))  # which fails if it is run
+    assert rows_of(Native().build(choices()), model) == {"0": ("native", "torch's own")}
+
+
 def test_a_layers_function_takes_any_weight():
     layer = nn.Conv2d(3, 4, 3)
     function = KernelConvolution.of(layer, "naive/naive/naive")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import torch
+from installed import KERNELS
 from timed import SHAPE, Named, chooser_of, network
 
-from engine import ConvSpec
+from engine import ConvSpec, UsageError
 from engine.plugins.kernels import memory
 
 TIMES = {"native": 4.0, "quick": 2.0, "slow": 6.0}
@@ -70,6 +74,7 @@ def test_training_and_evaluation_are_remembered_apart(choose, file):
         {"instruction_set": "another"},
         {"huge_pages": "1 more"},
         {"gpu": "another"},
+        {"extension": "another"},
     ],
 )
 def test_other_conditions_have_a_file_of_their_own(choose, file, monkeypatch, change):
@@ -79,6 +84,46 @@ def test_other_conditions_have_a_file_of_their_own(choose, file, monkeypatch, ch
     assert choose(OTHER) == (["native"] * 3, 6)
     assert len(list(file.parent.iterdir())) == 2
     assert file.read_bytes() == before
+
+
+def test_another_version_of_a_plugin_has_a_file_of_its_own(choose, file, monkeypatch):
+    assert json.loads(file.read_text())["conditions"]["plugins"] == {"timed": "unknown"}, "it is no distribution"
+    monkeypatch.setattr(memory.metadata, "packages_distributions", lambda: {"timed": ["timed-lib"]})
+    monkeypatch.setattr(memory.metadata, "version", {"timed-lib": "1.0"}.__getitem__)
+    assert choose(OTHER)[1] == 6
+    monkeypatch.setattr(memory.metadata, "version", {"timed-lib": "1.1"}.__getitem__)
+    assert choose(OTHER)[1] == 6
+    assert len(list(file.parent.iterdir())) == 3
+
+
+def test_versions_are_those_of_the_distributions_that_supply_kernels():
+    class Foreign(Named):
+        __module__ = "torch.nn"
+
+    assert memory.versions([]) == {}
+    assert memory.versions(KERNELS.values()) == {}, "the engine's own have its version"
+    assert memory.versions([Foreign("foreign")]) == {"torch": f"torch {metadata.version('torch')}"}
+
+
+def test_another_build_of_the_extension_has_a_file_of_its_own(choose, file, monkeypatch, tmp_path):
+    """Two builds may have one version and one compiler; only their bytes differ."""
+    before = memory.conditions()["extension"]
+    (tmp_path / "_cpu.so").write_bytes(b"another build")
+    monkeypatch.setattr(memory, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "_cpu.so")))
+    memory._extension.cache_clear()
+    try:
+        assert memory.conditions()["extension"] != before
+        assert choose(OTHER)[1] == 6
+    finally:
+        memory._extension.cache_clear()
+
+
+def test_layers_with_a_bias_are_remembered_apart(tmp_path):
+    spec = ConvSpec(2, 3, 8, 8, 4, (3, 3))
+    kept = memory.Memory(str(tmp_path))
+    kept.note(spec, "forward", True, {"native": 1.0}, bias=True)
+    assert kept.recall(spec, "forward", True, ["native"], bias=True) == {"native": 1.0}
+    assert kept.recall(spec, "forward", True, ["native"]) is None
 
 
 def test_the_number_of_threads_is_a_condition(choose, file):
@@ -134,13 +179,60 @@ def test_a_corrupt_file_is_told_of_and_written_anew(choose, file, capsys, kind):
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_that_cannot_be_written_is_told_of_and_the_run_goes_on(choose, tmp_path, capsys):
+UNUSABLE = {
+    "taken": "it is a file",
+    "taken/below": "Not a directory",
+    "x" * 300: "File name too long",
+    "~nosuchuser/x": "Could not determine home directory",
+    "nul\0": "embedded null byte",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_folder_that_was_given_and_cannot_be_used_is_answered_in_a_line(choose, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file where the folder should be")
-    assert choose(TIMES, cache=str(tmp_path / "taken")) == (["quick"] * 3, 6)
-    told = capsys.readouterr().err
-    assert "cannot be written" in told
-    assert "the next run measures again" in told
+    with pytest.raises(UsageError) as raised:
+        choose(TIMES, cache=name)
+    assert f"kernels.cache={name}: {UNUSABLE[name]}; give a folder that can be used, or none" == str(raised.value)
     assert (tmp_path / "taken").read_text() == "a file where the folder should be"
+
+
+def test_a_folder_without_permission_is_answered_in_a_line(choose, tmp_path, monkeypatch):
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)  # a superuser may read everything
+    with pytest.raises(UsageError, match=r"kernels.cache=.*: Permission denied; give"):
+        choose(TIMES)
+
+
+@pytest.mark.parametrize("cause", ["file", "home"])
+def test_where_the_users_own_folder_cannot_be_used_nothing_is_remembered(choose, tmp_path, monkeypatch, capsys, cause):
+    if cause == "file":
+        (tmp_path / "taken").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(
+            "os.path.expanduser", lambda path: path
+        )  # no HOME, and a user whom the system does not know
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert choose(TIMES, cache="") == (["quick"] * 3, 6)
+        told = capsys.readouterr().err
+        assert "engine: kernels.cache: the user's cache folder cannot be used (" in told
+        assert "nothing is remembered" in told
+    assert {path.name for path in tmp_path.iterdir()} <= {"taken"}
+
+
+def test_a_file_that_cannot_be_written_is_told_of_and_the_run_goes_on(choose, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(memory, "write_whole", full)
+    assert choose(TIMES) == (["quick"] * 3, 6)
+    assert "cannot be written (No space left on device): the next run measures again" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_told_of_and_the_run_goes_on(choose, file, capsys):

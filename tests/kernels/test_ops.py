@@ -9,7 +9,8 @@ import pytest
 import torch
 from installed import COMPLETE, EXPECTED, KERNELS, SPECS, geometry, names, taken, tensors
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, jacfwd, jvp, vmap
 
 from engine.convolutions import KernelConvolution
 from engine.interfaces import DIRECTIONS, ConvSpec
@@ -66,6 +67,46 @@ def test_a_gradients_penalty_is_differentiated_as_torch_does(kernel):
     (to_images.square().sum() + to_weight.pow(3).sum()).backward()
     for result in found:
         torch.testing.assert_close(result, (images.grad, weight.grad), rtol=1e-9, atol=1e-9)
+
+
+def test_forward_mode_is_computed_by_layers_and_refused_by_the_ops():
+    layer, expected = nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(3, 4, 3, padding="same")
+    expected.load_state_dict(layer.state_dict())
+    layer._conv_forward = KernelConvolution.of(layer, "naive/naive/naive")
+    images, tangent = torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)
+    by_layer, by_torch = jvp(layer, (images,), (tangent,)), jvp(expected, (images,), (tangent,))
+    assert by_torch[1].any()
+    torch.testing.assert_close(by_layer, by_torch)
+
+    def loss(module):
+        return lambda images: module(images).square().sum()
+
+    torch.testing.assert_close(jacfwd(loss(layer))(images[:1]), jacfwd(loss(expected))(images[:1]))
+    hessians = [jvp(grad(loss(module)), (images,), (tangent,))[1] for module in (layer, expected)]
+    torch.testing.assert_close(*hessians)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(images, tangent)
+        torch.testing.assert_close(forward_ad.unpack_dual(layer(dual)).tangent, by_torch[1])
+
+    rest, weight = ((1, 1), (0, 0), (1, 1), 1, "naive/naive/naive"), layer.weight.detach()
+    gradient = torch.randn(2, 4, 4, 3)
+    for call, given in (
+        (lambda t: ops.conv2d(t, weight, None, *rest), images),
+        (lambda t: ops.conv2d_prepared(t, weight, None, weight.shape, *rest), images),
+        (lambda t: ops.conv2d_input(t, weight, images.shape, *rest), gradient),
+        (lambda t: ops.conv2d_weight(t, images, weight.shape, *rest), gradient),
+    ):
+        with pytest.raises(RuntimeError, match="kernels have no forward-mode derivative"):
+            jvp(call, (given,), (given,))
+
+
+def test_torchs_functional_gradients_are_refused_aloud():
+    layer, images = nn.Conv2d(3, 4, 3), torch.randn(2, 1, 3, 6, 5)
+    layer._conv_forward = KernelConvolution.of(layer, "naive/naive/naive")
+    of_all, of_each = grad(lambda batch: layer(batch).sum()), grad(lambda batches: vmap(layer)(batches).sum())
+    for function, given in ((of_all, images[0]), (vmap(of_all), images), (of_each, images)):
+        with pytest.raises(RuntimeError, match=r"an autograd\.Function with functorch transforms"):
+            function(given)
 
 
 CHECKS = ("test_schema", "test_faketensor")  # the others ask the dispatcher, which knows no kernel

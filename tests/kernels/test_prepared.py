@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch.nn.functional import conv2d
 
 from engine.convolutions import Chooser
 from engine.native import NativeKernel
+from engine.ops import KernelConvolution
+from engine.plugins.kernels import Naive
 
 SHAPE = (4, 3, 8, 8)
 
@@ -135,6 +139,94 @@ def test_batches_of_another_type_inside_an_evaluation(kernel, model):
             rounded = model(images.bfloat16())
         assert rounded.dtype == torch.float32
         torch.testing.assert_close(rounded, expected(images.bfloat16().float()))
+
+
+class Remembering(Doubled):
+    """Its prepared weight fits images of the type and order that it was made for."""
+
+    name = "remembering"
+
+    def prepare(self, weight, spec):
+        return torch.cat([super().prepare(weight, spec), torch.tensor([spec.channels_last], dtype=spec.dtype)])
+
+    def forward(self, images, weight, bias, spec):
+        assert (weight[-1] == spec.channels_last, weight.dtype) == (True, spec.dtype)
+        return super().forward(images, weight[:-1], bias, spec)
+
+
+def test_a_weight_is_prepared_anew_for_images_of_another_type_or_order():
+    layer = nn.Conv2d(3, 4, 3)
+    chooser, images, model = Chooser(Remembering()), torch.randn(SHAPE), nn.Sequential(layer)
+    chooser.apply(model, SHAPE)
+    with torch.no_grad(), chooser.prepared(model):
+        for some in (images, images.double(), images.contiguous(memory_format=torch.channels_last), images):
+            weight, bias = layer.weight.to(some.dtype), layer.bias.to(some.dtype)
+            torch.testing.assert_close(layer._conv_forward(some, weight, bias), conv2d(some, weight, bias))
+
+
+class Even(Doubled):
+    name = "even"
+
+    def refuses(self, spec, direction):
+        return "the batch is odd" if spec.batch % 2 else None
+
+
+@pytest.mark.filterwarnings("ignore:kernel even gives way")
+@pytest.mark.parametrize("chooser", [Naive().build(), Chooser(Even())])
+def test_a_parametrised_weight_without_a_prepared_form_is_used_as_it_is(chooser):
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))  # a new tensor at every call
+    expected, images = copy.deepcopy(model), torch.randn(SHAPE)
+    chooser.apply(model, SHAPE)
+    with torch.no_grad(), chooser.prepared(model):
+        for some in (images, images, images[:3], images[:3]):
+            torch.testing.assert_close(model(some), expected(some))
+
+
+def test_the_first_of_two_evaluations_to_end_does_not_end_the_other(kernel, model):
+    chooser, images = Chooser(kernel), torch.randn(SHAPE)
+    chooser.apply(model, SHAPE)
+    first, second = ExitStack(), ExitStack()
+    with torch.no_grad():
+        first.enter_context(chooser.prepared(model))
+        second.enter_context(chooser.prepared(model))
+        model(images)
+        first.close()
+        model(images)
+        assert (kernel.made, kernel.used) == (2, 4)
+        second.close()
+        model(images)
+    assert (kernel.made, kernel.used) == (2, 4)
+
+
+def test_an_evaluation_may_end_in_another_thread_while_a_weight_is_prepared(kernel, model):
+    chooser, images, other = Chooser(kernel), torch.randn(SHAPE), ExitStack()
+    expected = model(images)
+    chooser.apply(model, SHAPE)
+    prepare = kernel.prepare
+
+    def meanwhile(weight, spec):
+        other.close()
+        return prepare(weight, spec)
+
+    kernel.prepare = meanwhile
+    with torch.no_grad():
+        other.enter_context(chooser.prepared(model))
+        torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))])
+def test_a_copied_function_has_no_prepared_weights(kernel, copied):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    chooser, images = Chooser(kernel), torch.randn(SHAPE)
+    chooser.apply(model, SHAPE)
+    with torch.no_grad(), chooser.prepared(model):
+        model(images)
+        other = copied(model[0]._conv_forward)
+        assert isinstance(other, KernelConvolution)
+        weight = torch.randn(4, 3, 3, 3)
+        torch.testing.assert_close(other(images, weight, None), conv2d(images, weight))
+    assert kernel.used == 1
+    assert (other.prepared, other.evaluations) == (None, 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())

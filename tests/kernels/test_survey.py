@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.convolutions import survey
 from engine.interfaces import DIRECTIONS
+from engine.plugins.kernels import Naive
 
 SHAPE = (4, 3, 12, 10)
 
@@ -44,6 +45,39 @@ def test_the_survey_leaves_the_model_and_the_generator_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.c(input=images)
+
+
+def test_a_layer_may_be_called_by_keyword():
+    model = ByKeyword()
+    (layer,) = survey(model, SHAPE)
+    assert (layer.spec.input_shape, layer.directions) == (SHAPE, (DIRECTIONS[0], DIRECTIONS[2]))
+    expected = copy.deepcopy(model)
+    Naive().build().apply(model, SHAPE)
+    assert model.c._conv_forward.kernels == "naive/native/naive"
+    images = torch.randn(SHAPE)
+    torch.testing.assert_close(model(images), expected(images))
+
+
+@pytest.mark.parametrize("seam", ["forward", "_conv_forward"])
+def test_a_layer_with_a_function_of_its_own_is_left_alone(seam):
+    model = network(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    setattr(model[1], seam, lambda *given: torch.zeros(1))
+    own = getattr(model[1], seam)
+    first, second = Naive().build().apply(model, SHAPE)
+    assert first.kernel == "naive"
+    assert (second.kernel, second.reason) == ("native", f"its {seam} was replaced by another function")
+    assert getattr(model[1], seam) is own
+    assert model[1].weight.is_contiguous(), "its filters are in the order that its function may count on"
+    assert torch.equal(model(torch.randn(SHAPE)), torch.zeros(1))
 
 
 def test_a_failing_model_is_left_as_it_was():

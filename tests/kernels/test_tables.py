@@ -43,6 +43,20 @@ def test_measured_layers_have_a_line_each_with_the_times_of_what_runs_and_of_tor
     assert len(lines) == 5
 
 
+def test_what_was_not_measured_is_left_out_and_nothing_is_summed():
+    rows = [
+        KernelRow("conv1", "fft", "mine", {"forward": {"fft": 1.0}}),
+        KernelRow("conv2", "fft / naive", "mine", {"forward": {"native": 2.0}, "backward_weight": {"naive": 3.0}}),
+        KernelRow("conv3", "fft / naive", "mine", {"forward": {}, "backward_input": {}, "backward_weight": {}}),
+    ]
+    lines = kernel_table(rows).splitlines()
+    assert [[cell.strip() for cell in line.split("  ") if cell] for line in lines[1:]] == [
+        ["conv1", "fft 1.00", "not needed", "not needed"],
+        ["conv2", "fft (2.00)", "not needed", "naive 3.00"],
+        ["conv3", "fft / naive", "fft / naive", "fft / naive"],
+    ]
+
+
 def test_a_column_that_no_layer_needs_is_left_out():
     rows = [KernelRow("conv1", "fft", "fastest as measured", {"forward": {"native": 4.0, "fft": 1.0}})]
     lines = kernel_table(rows).splitlines()

@@ -47,16 +47,24 @@ Times = Mapping[str, float] | Callable[[ConvSpec, str, str], float]
 
 @dataclass
 class Clock:
-    """Stands in for ``measure``: gives the times it is told, and keeps what was measured."""
+    """Stands in for ``measure``: gives the times it is told, and keeps what was measured, and what with a bias."""
 
     times: Times
     asked: list[tuple[ConvSpec, str, list[str], bool]] = field(default_factory=list)
+    biased: list[tuple[ConvSpec, str]] = field(default_factory=list)
 
     def __call__(
-        self, spec: ConvSpec, direction: str, kernels: Sequence[ConvKernel], prepare: bool = False
+        self,
+        spec: ConvSpec,
+        direction: str,
+        kernels: Sequence[ConvKernel],
+        prepare: bool = False,
+        bias: bool = False,
+        failed: Any = None,
     ) -> dict[str, float]:
         names = [kernel.name for kernel in kernels]
         self.asked.append((spec, direction, names, prepare))
+        self.biased += [(spec, direction)] * bias
         times = self.times
         return {name: times(spec, direction, name) if callable(times) else times[name] for name in names}
 

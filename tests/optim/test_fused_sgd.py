@@ -62,6 +62,44 @@ def test_types_and_groups_mixed_it_steps_as_torch_does(momentum: float, nesterov
     assert_same(ours, theirs)
 
 
+NHWC, NCHW, NEITHER, GAPS = (0, 2, 3, 1), (0, 1, 2, 3), (1, 0, 3, 2), ()
+
+
+def laid_out(order: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Return numbers of shape 4 x 3 x 3 x 2 whose axes come in this order in memory; GAPS: every other place."""
+    drawn = torch.randn(4, 3, 3, 2, generator=torch.Generator().manual_seed(seed))
+    if order == GAPS:
+        return torch.stack([drawn, drawn], -1)[..., 0]
+    back = [order.index(axis) for axis in range(4)]
+    return drawn.permute(order).contiguous().permute(back)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("gradient", [NHWC, NCHW, NEITHER, GAPS])
+@pytest.mark.parametrize("buffer", [NHWC, NCHW, NEITHER, GAPS])
+@pytest.mark.parametrize("order", [NHWC, NCHW, NEITHER, GAPS])
+def test_filters_and_their_momentum_move_whatever_their_order_in_memory(
+    order: tuple[int, ...], buffer: tuple[int, ...], gradient: tuple[int, ...], momentum: float
+) -> None:
+    ours, theirs = nn.Parameter(laid_out(order)), nn.Parameter(laid_out(NCHW))
+    optimizer = sgd([{"params": [ours], "names": ["a"], "decays": True}], 0.125, momentum, False, 0.5, decay_all=False)
+    torchs = SGD([theirs], lr=0.125, momentum=momentum, weight_decay=0.5, foreach=False)
+    if momentum:
+        optimizer.state[ours]["momentum_buffer"] = laid_out(buffer, seed=1)
+        torchs.state[theirs]["momentum_buffer"] = laid_out(NCHW, seed=1)
+    before = ours.detach().clone()
+    for step in range(3):
+        ours.grad, theirs.grad = laid_out(gradient, seed=step + 2), laid_out(NCHW, seed=step + 2)
+        optimizer.step_unless(GOOD)
+        torchs.step()
+    assert not torch.equal(ours, before)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    if momentum:
+        kept, expected = (o.state[p]["momentum_buffer"] for o, p in ((optimizer, ours), (torchs, theirs)))
+        torch.testing.assert_close(kept, expected, rtol=1e-6, atol=1e-6)
+    assert ours.stride() == laid_out(order).stride()
+
+
 def test_a_parameter_without_a_gradient_stays_and_the_others_move() -> None:
     ours, optimizer, theirs, torchs = both(0.9, False)
     for step, missing in enumerate((None, 1, None)):

@@ -90,6 +90,20 @@ def test_a_missing_compiler_is_named(build: Build, tmp_path: Path, copy_sources:
     assert last == "error: no C++ compiler: 'no-such-compiler -x' was not found; install g++ or clang++, or set CXX"
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set, without a flag")
+def test_a_compiler_that_is_too_old_is_named(
+    build: Build, tmp_path: Path, copy_sources: Callable[[Path], Path]
+) -> None:
+    source, old = copy_sources(tmp_path), tmp_path / "old-compiler"
+    old.write_text('#!/bin/sh\ncase "$*" in *x86-64-v4*) echo "bad value for -march" >&2; exit 1;; esac\n')
+    old.chmod(0o755)
+    done = build(source, CXX=str(old))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: the C++ compiler '{old}' does not know -march=x86-64-v4; GCC 11 or Clang 12")
+    assert "bad value" not in done.stdout + done.stderr
+
+
 def test_a_missing_extension_says_how_to_build_it(tmp_path: Path, copy_sources: Callable[[Path], Path]) -> None:
     source = copy_sources(tmp_path)
     # Without the site module no .pth file is read, so an editable installation cannot lend its extension.
