@@ -5,10 +5,9 @@
 // in registers, two rows at a time, so that a vector of the image is loaded once for both; compare Zhang, Franchetti
 // and Low, "High performance zero-memory overhead direct convolutions", ICML 2018. The weight, [channels][taps], is
 // laid out anew as [vectors of channels][taps][lanes].
-#include <omp.h>
-
 #include "../../simd/vector.h"
 #include "../convolution.h"
+#include "../team.h"
 #include "depthwise_correlate.h"
 #include "depthwise_weight.h"
 
@@ -41,10 +40,15 @@ void pack_weight(const ConvShape& s, const T* weight, int64_t vector, T* packed)
 }
 
 template <typename T>
+void pack_weights(Team& team, const ConvShape& s, const void* weight, void* packed) {
+    team.share(ceil_div(s.channels, kLanes<T>), [&](int64_t vector) {
+        pack_weight(s, static_cast<const T*>(weight), vector, static_cast<T*>(packed));
+    });
+}
+
+template <typename T>
 void prepare(const ConvShape& s, const void* weight, void* prepared, int threads) {
-    const int64_t vectors = ceil_div(s.channels, kLanes<T>);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t v = 0; v < vectors; ++v) pack_weight(s, static_cast<const T*>(weight), v, static_cast<T*>(prepared));
+    with_team(threads, [&](Team& team) { pack_weights<T>(team, s, weight, prepared); });
 }
 
 template <typename T>
@@ -67,15 +71,13 @@ void run_weight(const ConvCall& call) {
     const WeightPlan p = weight_plan<T>(call.shape);
     T* partial = static_cast<T*>(call.workspace);
     T* bands = partial + p.partial_elements;
-#pragma omp parallel num_threads(call.threads)
-    {
-        T* own = bands + omp_get_thread_num() * p.thread_elements;
-#pragma omp for
-        for (int64_t piece = 0; piece < p.parts * p.vectors; ++piece)
+    with_team(call.threads, [&](Team& team) {
+        T* own = bands + Team::this_thread() * p.thread_elements;
+        team.share(p.parts * p.vectors, [&](int64_t piece) {
             sum_part(p, call, piece / p.vectors, piece % p.vectors, own, partial + piece * p.taps * kLanes<T>);
-#pragma omp for
-        for (int64_t v = 0; v < p.vectors; ++v) join_parts(p, partial, v, static_cast<T*>(call.out));
-    }
+        });
+        team.share(p.vectors, [&](int64_t v) { join_parts(p, partial, v, static_cast<T*>(call.out)); });
+    });
 }
 
 template <typename T>
@@ -84,19 +86,17 @@ void run(const ConvCall& call) {
     const ConvShape& s = call.shape;
     const CorrelatePlan p = correlate_plan<T>(s, call.direction);
     T* bands = static_cast<T*>(call.workspace);
-    const T* weight = static_cast<const T*>(call.prepared);
-    if (!weight) {
-        T* packed = bands + call.threads * p.band_elements;
-        prepare<T>(s, call.right, packed, call.threads);
-        weight = packed;
-    }
-    const int64_t pieces = p.batch * p.row_phases * p.bands * p.pieces;
-#pragma omp parallel num_threads(call.threads)
-    {
-        T* own = bands + omp_get_thread_num() * p.band_elements;
-#pragma omp for
-        for (int64_t piece = 0; piece < pieces; ++piece) correlate_piece(p, call, weight, own, piece);
-    }
+    with_team(call.threads, [&](Team& team) {
+        T* own = bands + Team::this_thread() * p.band_elements;
+        const T* weight = static_cast<const T*>(call.prepared);
+        if (!weight) {
+            T* packed = bands + call.threads * p.band_elements;
+            pack_weights<T>(team, s, call.right, packed);
+            weight = packed;
+        }
+        team.share(p.batch * p.row_phases * p.bands * p.pieces,
+                   [&](int64_t piece) { correlate_piece(p, call, weight, own, piece); });
+    });
 }
 
 }  // namespace

@@ -10,8 +10,7 @@
 // The gradient of the images is the same with the roles of channels and filters exchanged. That of the weight has at
 // each frequency the product filters x tiles times tiles x channels, summed over the blocks, and one transform back at
 // the end. Where the definition has a correlation and not a convolution, one factor is laid into its tile mirrored.
-#include <omp.h>
-
+#include "../team.h"
 #include "fft_places.h"
 #include "fft_product.h"
 
@@ -56,9 +55,10 @@ public:
     void prepare(const T* weight, T* prepared, int threads) {
         scratch_data_ = prepared + s_.groups * right_.elements;
         threads = threads < kPreparingThreads ? threads : kPreparingThreads;
-        for (int64_t group = 0; group < s_.groups; ++group)
-#pragma omp parallel num_threads(threads)
-            transform_filters(weight + group * weight_elements(), prepared + group * right_.elements);
+        with_team(threads, [&](Team& team) {
+            for (int64_t group = 0; group < s_.groups; ++group)
+                transform_filters(team, weight + group * weight_elements(), prepared + group * right_.elements);
+        });
     }
 
     void run(const ConvCall& call) {
@@ -71,21 +71,23 @@ public:
         result_data_ = left_data_ + left_.elements;
         T* right_data = result_data_ + result_.elements;
         scratch_data_ = right_data + (prepared ? 0 : right_.elements);
-        for (int64_t group = 0; group < s_.groups; ++group) {
-            const int64_t channel = group * plan_.channels, filter = group * plan_.filters;
-            const T* spectra = prepared ? prepared + group * right_.elements : right_data;
-#pragma omp parallel num_threads(call.threads)
-            if (weight_) {
-                sum_gradient(results(left + filter), images(right + channel), right_data);
-                write_gradient(out + group * weight_elements());
-            } else {
-                if (!prepared) transform_filters(right + group * weight_elements(), right_data);
+        with_team(call.threads, [&](Team& team) {
+            for (int64_t group = 0; group < s_.groups; ++group) {
+                const int64_t channel = group * plan_.channels, filter = group * plan_.filters;
+                const T* spectra = prepared ? prepared + group * right_.elements : right_data;
+                if (weight_) {
+                    sum_gradient(team, results(left + filter), images(right + channel), right_data);
+                    write_gradient(team, out + group * weight_elements());
+                    continue;
+                }
+                if (!prepared) transform_filters(team, right + group * weight_elements(), right_data);
                 if (forward_)
-                    correlate(images(left + channel), spectra, results(out + filter), bias ? bias + filter : nullptr);
+                    correlate(team, images(left + channel), spectra, results(out + filter),
+                              bias ? bias + filter : nullptr);
                 else
-                    correlate(results(left + filter), spectra, images(out + channel), nullptr);
+                    correlate(team, results(left + filter), spectra, images(out + channel), nullptr);
             }
-        }
+        });
     }
 
 private:
@@ -106,26 +108,25 @@ private:
         return offsets_of(filter, {0, plan_.filter_h, 0, mirrored}, {0, plan_.filter_w, 0, mirrored}, plan_.size);
     }
 
-    T* scratch() const { return scratch_data_ + omp_get_thread_num() * scratch_; }
+    T* scratch() const { return scratch_data_ + Team::this_thread() * scratch_; }
     Complex<T>* work() const { return reinterpret_cast<Complex<T>*>(scratch()); }
 
     // The spectra of a group's filters: a row for each channel that is summed over, a column for each of the result.
-    void transform_filters(const T* weight, T* spectra) const {
+    void transform_filters(Team& team, const T* weight, T* spectra) const {
         const int64_t lanes = kLanes<T>, filter = taps() * plan_.channels;
         const Offsets at = filter_offsets(forward_ ? lanes : plan_.channels, forward_);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t row = 0; row < in_; row += lanes)
-            for (int64_t v = 0; v < right_.vectors; ++v) {
-                const int64_t rows = smaller(lanes, in_ - row), filled = smaller(lanes, out_ - v * lanes);
-                T* turned = scratch() + tile_vectors(plan_.size) * lanes;
-                if (forward_) turn(weight + v * lanes * filter + row, filled, rows, turned);
-                for (int64_t i = 0; i < rows; ++i) {
-                    const T* from = forward_ ? turned + i * taps() * lanes : weight + (row + i) * filter + v * lanes;
-                    T* to = spectra + (row + i) * right_.row_stride + v * 2 * lanes;
-                    transform_.forward({from, at.rows, at.columns, forward_ ? lanes : filled}, work(),
-                                       {to, right_.stride, right_.row_stride});
-                }
+        team.share(ceil_div(in_, lanes) * right_.vectors, [&](int64_t item) {
+            const int64_t row = item / right_.vectors * lanes, v = item % right_.vectors;
+            const int64_t rows = smaller(lanes, in_ - row), filled = smaller(lanes, out_ - v * lanes);
+            T* turned = scratch() + tile_vectors(plan_.size) * lanes;
+            if (forward_) turn(weight + v * lanes * filter + row, filled, rows, turned);
+            for (int64_t i = 0; i < rows; ++i) {
+                const T* from = forward_ ? turned + i * taps() * lanes : weight + (row + i) * filter + v * lanes;
+                T* to = spectra + (row + i) * right_.row_stride + v * 2 * lanes;
+                transform_.forward({from, at.rows, at.columns, forward_ ? lanes : filled}, work(),
+                                   {to, right_.stride, right_.row_stride});
             }
+        });
     }
 
     // to[channel][tap][filter] of the taps of up to kLanes filters and channels, zero beyond the last filter.
@@ -139,22 +140,20 @@ private:
     }
 
     // The spectra of `count` tiles from `first` on: a row for each tile, a column for each channel.
-    void transform_tiles(const Plane<const T>& plane, const Placement& placement, int64_t channels, int64_t first,
-                         int64_t count, const SpectraLayout& layout, T* spectra) const {
+    void transform_tiles(Team& team, const Plane<const T>& plane, const Placement& placement, int64_t channels,
+                         int64_t first, int64_t count, const SpectraLayout& layout, T* spectra) const {
         const int64_t lanes = kLanes<T>, vectors = vectors_of<T>(channels);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t v = 0; v < vectors; ++v) {
-                Offsets at;
-                const T* image = tile_of(plan_, first + i, plane, placement, &at);
-                const int64_t filled = smaller(lanes, channels - v * lanes);
-                T* to = spectra + i * layout.row_stride + v * 2 * lanes;
-                transform_.forward({image + v * lanes, at.rows, at.columns, filled}, work(),
-                                   {to, layout.stride, 2 * lanes});
-            }
+        team.share(count * vectors, [&](int64_t item) {
+            const int64_t i = item / vectors, v = item % vectors, filled = smaller(lanes, channels - v * lanes);
+            Offsets at;
+            const T* image = tile_of(plan_, first + i, plane, placement, &at);
+            T* to = spectra + i * layout.row_stride + v * 2 * lanes;
+            transform_.forward({image + v * lanes, at.rows, at.columns, filled}, work(),
+                               {to, layout.stride, 2 * lanes});
+        });
     }
 
-    void correlate(const Plane<const T>& from, const T* filters, const Plane<T>& to, const T* bias) const {
+    void correlate(Team& team, const Plane<const T>& from, const T* filters, const Plane<T>& to, const T* bias) const {
         // Mirrored filters reach ahead, and the results are right from the tile's first on; others reach back, and the
         // first results are not.
         const int64_t reach_h = plan_.filter_h - 1, reach_w = plan_.filter_w - 1;
@@ -163,74 +162,71 @@ private:
         const Placement target = {{0, plan_.tile_h, forward_ ? 0 : reach_h}, {0, plan_.tile_w, forward_ ? 0 : reach_w}};
         for (int64_t first = 0; first < plan_.tiles; first += plan_.block) {
             const int64_t count = smaller(plan_.block, plan_.tiles - first);
-            transform_tiles(from, source, in_, first, count, left_, left_data_);
-            multiply_block(count, filters);
-            write_tiles(to, target, bias, first, count);
+            transform_tiles(team, from, source, in_, first, count, left_, left_data_);
+            multiply_block(team, count, filters);
+            write_tiles(team, to, target, bias, first, count);
         }
     }
 
     // At each frequency tiles x channels times channels x filters; the results take the place of the tiles.
-    void multiply_block(int64_t count, const T* filters) const {
+    void multiply_block(Team& team, int64_t count, const T* filters) const {
         const int64_t last = frequencies(plan_.size) - 1;
-#pragma omp for schedule(static)
-        for (int64_t f = 0; f <= last; ++f) {
+        team.share(last + 1, [&](int64_t f) {
             const int64_t next = f < last ? f + 1 : f;
             T* tiles = left_data_ + f * left_.stride;
             product<T>({tiles, count, vectors_of<T>(in_), left_.row_stride}, false,
                        {filters + f * right_.stride, in_, right_.vectors, right_.row_stride},
                        {tiles, count, right_.vectors, left_.row_stride}, false, left_data_ + next * left_.stride,
                        filters + next * right_.stride, scratch());
-        }
+        });
     }
 
-    void write_tiles(const Plane<T>& plane, const Placement& placement, const T* bias, int64_t first,
+    void write_tiles(Team& team, const Plane<T>& plane, const Placement& placement, const T* bias, int64_t first,
                      int64_t count) const {
         const int64_t lanes = kLanes<T>;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t v = 0; v < right_.vectors; ++v) {
-                Offsets at;
-                T* image = tile_of(plan_, first + i, plane, placement, &at);
-                const int64_t filled = smaller(lanes, out_ - v * lanes);
-                const Vector<T> add = bias ? load_some(bias + v * lanes, filled) : Vector<T>{};
-                const T* from = left_data_ + i * left_.row_stride + v * 2 * lanes;
-                transform_.inverse({from, left_.stride, 2 * lanes}, work(), add,
-                                   {image + v * lanes, at.rows, at.columns, filled});
-            }
+        team.share(count * right_.vectors, [&](int64_t item) {
+            const int64_t i = item / right_.vectors, v = item % right_.vectors;
+            const int64_t filled = smaller(lanes, out_ - v * lanes);
+            Offsets at;
+            T* image = tile_of(plan_, first + i, plane, placement, &at);
+            const Vector<T> add = bias ? load_some(bias + v * lanes, filled) : Vector<T>{};
+            const T* from = left_data_ + i * left_.row_stride + v * 2 * lanes;
+            transform_.inverse({from, left_.stride, 2 * lanes}, work(), add,
+                               {image + v * lanes, at.rows, at.columns, filled});
+        });
     }
 
     // The spectra of the weight's gradient, at each frequency filters x tiles times tiles x channels: a row for each
     // filter, a column for each channel.
-    void sum_gradient(const Plane<const T>& gradients, const Plane<const T>& images, T* right_data) const {
+    void sum_gradient(Team& team, const Plane<const T>& gradients, const Plane<const T>& images,
+                      T* right_data) const {
         const Placement mirrored = {{0, plan_.tile_h, 0, true}, {0, plan_.tile_w, 0, true}};
         const Placement around = around_results(plan_, s_.padding_h, s_.padding_w);
         const int64_t last = frequencies(plan_.size) - 1;
         for (int64_t first = 0; first < plan_.tiles; first += plan_.block) {
             const int64_t count = smaller(plan_.block, plan_.tiles - first);
-            transform_tiles(gradients, mirrored, in_, first, count, left_, left_data_);
-            transform_tiles(images, around, out_, first, count, right_, right_data);
-#pragma omp for schedule(static)
-            for (int64_t f = 0; f <= last; ++f) {
+            transform_tiles(team, gradients, mirrored, in_, first, count, left_, left_data_);
+            transform_tiles(team, images, around, out_, first, count, right_, right_data);
+            team.share(last + 1, [&](int64_t f) {
                 const int64_t next = f < last ? f + 1 : f;
                 product<T>({left_data_ + f * left_.stride, count, left_.vectors, left_.row_stride}, true,
                            {right_data + f * right_.stride, count, right_.vectors, right_.row_stride},
                            {result_data_ + f * result_.stride, in_, result_.vectors, result_.row_stride}, first > 0,
                            left_data_ + next * left_.stride, right_data + next * right_.stride, scratch());
-            }
+            });
         }
     }
 
-    void write_gradient(T* weight) const {
+    void write_gradient(Team& team, T* weight) const {
         const int64_t lanes = kLanes<T>;
         const Offsets at = filter_offsets(plan_.channels, false);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t k = 0; k < in_; ++k)
-            for (int64_t v = 0; v < result_.vectors; ++v) {
-                const T* from = result_data_ + k * result_.row_stride + v * 2 * lanes;
-                T* to = weight + k * taps() * plan_.channels + v * lanes;
-                transform_.inverse({from, result_.stride, 2 * lanes}, work(), Vector<T>{},
-                                   {to, at.rows, at.columns, smaller(lanes, out_ - v * lanes)});
-            }
+        team.share(in_ * result_.vectors, [&](int64_t item) {
+            const int64_t k = item / result_.vectors, v = item % result_.vectors;
+            const T* from = result_data_ + k * result_.row_stride + v * 2 * lanes;
+            T* to = weight + k * taps() * plan_.channels + v * lanes;
+            transform_.inverse({from, result_.stride, 2 * lanes}, work(), Vector<T>{},
+                               {to, at.rows, at.columns, smaller(lanes, out_ - v * lanes)});
+        });
     }
 
     const ConvShape s_;

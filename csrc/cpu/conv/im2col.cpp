@@ -40,8 +40,7 @@ struct Unfolding {
     // matrix[places][window] = the windows of `image`, which points at the group's first channel.
     template <typename T>
     void im2col(const T* image, T* matrix, int threads) const {
-#pragma omp parallel for num_threads(threads)
-        for (int64_t y = 0; y < s.out_h; ++y) {
+        share(threads, s.out_h, [&](int64_t y) {
             T* to = matrix + y * s.out_w * window;
             for (int64_t x = 0; x < s.out_w; ++x)
                 for (int64_t i = 0; i < s.kernel_h; ++i)
@@ -49,15 +48,14 @@ struct Unfolding {
                         const T* from = pixel(image, y, x, i, j);
                         for (int64_t c = 0; c < channels; ++c) to[c] = from ? from[c] : 0;
                     }
-        }
+        });
     }
 
     // image = for every pixel the sum of its copies in the matrix. Threads share the rows of the image and every
     // one gathers what belongs to its own, so no two ever add to one pixel.
     template <typename T>
     void col2im(const T* matrix, T* image, int threads) const {
-#pragma omp parallel for num_threads(threads)
-        for (int64_t row = 0; row < s.height; ++row) {
+        share(threads, s.height, [&](int64_t row) {
             for (int64_t column = 0; column < s.width; ++column)
                 for (int64_t c = 0; c < channels; ++c) image[(row * s.width + column) * s.channels + c] = 0;
             for (int64_t i = 0; i < s.kernel_h; ++i) {
@@ -71,7 +69,7 @@ struct Unfolding {
                         for (int64_t c = 0; c < channels; ++c) to[c] += from[c];
                     }
             }
-        }
+        });
     }
 };
 
@@ -92,9 +90,9 @@ void forward(const ConvCall& call, const Unfolding& u) {
     if (!call.bias) return;
     const T* bias = static_cast<const T*>(call.bias);
     T* out = static_cast<T*>(call.out);
-#pragma omp parallel for num_threads(call.threads)
-    for (int64_t place = 0; place < s.batch * u.places; ++place)
+    share(call.threads, s.batch * u.places, [&](int64_t place) {
         for (int64_t k = 0; k < s.filters; ++k) out[place * s.filters + k] += bias[k];
+    });
 }
 
 template <typename T>
@@ -125,10 +123,10 @@ void backward_weight(const ConvCall& call, const Unfolding& u) {
             T* out = static_cast<T*>(call.out) + group * u.filters * u.window;
             u.im2col(image + group * u.channels, matrix, call.threads);
             pack(matrix, u.places, u.window, u.window, 1, panels, call.threads);
-#pragma omp parallel for num_threads(call.threads)
-            for (int64_t k = 0; k < u.filters; ++k)
+            share(call.threads, u.filters, [&](int64_t k) {
                 for (int64_t place = 0; place < u.places; ++place)
                     transposed[k * u.places + place] = gradient[place * s.filters + k];
+            });
             product(u.filters, u.window, u.places, transposed, u.places, panels, n > 0, out, u.window, call.threads);
         }
 }

@@ -20,31 +20,32 @@ WeightLayout weight_layout(const ConvShape& s, Direction direction) {
 template <typename T>
 void forward(const ConvCall& call) {
     const Correlation c = forward_correlation(call.shape);
-    const T* panels = static_cast<const T*>(call.prepared);
-    if (!panels) {
-        T* packed = static_cast<T*>(call.workspace);
-        pack_panels(c, weight_layout(call.shape, Direction::forward), static_cast<const T*>(call.right), packed,
-                    call.threads);
-        panels = packed;
-    }
-    Product<T>{c, static_cast<const T*>(call.left), panels, static_cast<const T*>(call.bias),
-               static_cast<T*>(call.out)}
-        .all(call.threads);
+    const T *left = static_cast<const T*>(call.left), *bias = static_cast<const T*>(call.bias);
+    with_team(call.threads, [&](Team& team) {
+        const T* panels = static_cast<const T*>(call.prepared);
+        if (!panels) {
+            T* packed = static_cast<T*>(call.workspace);
+            pack_panels(team, c, weight_layout(call.shape, call.direction), static_cast<const T*>(call.right), packed);
+            panels = packed;
+        }
+        Product<T>{c, left, panels, bias, static_cast<T*>(call.out)}.all(team);
+    });
 }
 
 template <typename T>
 void backward_input(const ConvCall& call) {
     const ConvShape& s = call.shape;
-    T* packed = static_cast<T*>(call.workspace);
-    for (int64_t y = 0; y < s.stride_h; ++y)
-        for (int64_t x = 0; x < s.stride_w; ++x) {
-            const Correlation c = backward_correlation(s, y, x);
-            if (c.results() == 0) continue;
-            pack_panels(c, weight_layout(s, call.direction), static_cast<const T*>(call.right), packed,
-                        call.threads);
-            Product<T>{c, static_cast<const T*>(call.left), packed, nullptr, static_cast<T*>(call.out)}.all(
-                call.threads);
-        }
+    const T *left = static_cast<const T*>(call.left), *weight = static_cast<const T*>(call.right);
+    T *packed = static_cast<T*>(call.workspace), *out = static_cast<T*>(call.out);
+    with_team(call.threads, [&](Team& team) {
+        for (int64_t y = 0; y < s.stride_h; ++y)
+            for (int64_t x = 0; x < s.stride_w; ++x) {
+                const Correlation c = backward_correlation(s, y, x);
+                if (c.results() == 0) continue;
+                pack_panels(team, c, weight_layout(s, call.direction), weight, packed);
+                Product<T>{c, left, packed, nullptr, out}.all(team);
+            }
+    });
 }
 
 template <typename T>
@@ -88,8 +89,10 @@ int64_t prepared_bytes(const ConvShape& s, int size) { return workspace(s, Direc
 
 template <typename T>
 void prepare(const ConvShape& s, const void* weight, void* prepared, int threads) {
-    pack_panels(forward_correlation(s), weight_layout(s, Direction::forward), static_cast<const T*>(weight),
-                static_cast<T*>(prepared), threads);
+    with_team(threads, [&](Team& team) {
+        pack_panels(team, forward_correlation(s), weight_layout(s, Direction::forward), static_cast<const T*>(weight),
+                    static_cast<T*>(prepared));
+    });
 }
 
 const char* refuses(const ConvShape&, Direction) { return nullptr; }

@@ -76,19 +76,16 @@ struct Product {
         }
     }
 
-    void all(int threads) const {
+    void all(Team& team) const {
         const int64_t tiles = ceil_div(c.results(), kRows);
-        const int64_t tile_blocks = smaller(tiles, round_up(ceil_div(tiles, kTileBlock), threads));
+        const int64_t tile_blocks = smaller(tiles, round_up(ceil_div(tiles, kTileBlock), Team::threads()));
         const int64_t column_blocks = ceil_div(c.target_channels, kColumnBlock);
-#pragma omp parallel for collapse(3) num_threads(threads)
-        for (int64_t group = 0; group < c.groups; ++group)
-            for (int64_t block_of_columns = 0; block_of_columns < column_blocks; ++block_of_columns)
-                for (int64_t part = 0; part < tile_blocks; ++part) {
-                    const int64_t begin = block_of_columns * kColumnBlock;
-                    block(group, part * tiles / tile_blocks * kRows,
-                          smaller(c.results(), (part + 1) * tiles / tile_blocks * kRows), begin,
-                          smaller(begin + kColumnBlock, c.target_channels));
-                }
+        team.share(c.groups * column_blocks * tile_blocks, [&](int64_t item) {
+            const int64_t part = item % tile_blocks, begin = item / tile_blocks % column_blocks * kColumnBlock;
+            block(item / tile_blocks / column_blocks, part * tiles / tile_blocks * kRows,
+                  smaller(c.results(), (part + 1) * tiles / tile_blocks * kRows), begin,
+                  smaller(begin + kColumnBlock, c.target_channels));
+        });
     }
 };
 

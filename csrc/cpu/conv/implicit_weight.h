@@ -6,10 +6,9 @@
 // not depend on the number of threads.
 #pragma once
 
+#include "../team.h"
 #include "tile.h"
 #include "unfold.h"
-
-#include <omp.h>
 
 namespace engine::ENGINE_ISA {
 namespace {
@@ -40,7 +39,7 @@ struct WeightGradient {
 
     // The sums of one slab for filters [first, last) and columns [begin, end) of a group.
     void block(int64_t slab_index, int64_t group, int64_t first, int64_t last, int64_t begin, int64_t end) const {
-        T* unfolded = workspace + slabs() * sums() + omp_get_thread_num() * buffer();
+        T* unfolded = workspace + slabs() * sums() + Team::this_thread() * buffer();
         const int64_t slab_begin = slab_index * c.results() / slabs();
         const int64_t slab_end = (slab_index + 1) * c.results() / slabs();
         const int64_t step = c.groups * filters(), channels = c.groups * c.source_channels;
@@ -84,17 +83,15 @@ struct WeightGradient {
         const int64_t filter_blocks = ceil_div(filters(), kBlock<T>);
         const int64_t columns = round_up(ceil_div(depth, ceil_div(depth, kBlock<T>)), kPanel<T>);
         const int64_t column_blocks = ceil_div(depth, columns);
-        const int64_t slab_count = slabs();
-#pragma omp parallel for collapse(4) schedule(dynamic) num_threads(threads)
-        for (int64_t slab_index = 0; slab_index < slab_count; ++slab_index)
-            for (int64_t group = 0; group < c.groups; ++group)
-                for (int64_t part = 0; part < filter_blocks; ++part)
-                    for (int64_t panel = 0; panel < column_blocks; ++panel)
-                        block(slab_index, group, part * filters() / filter_blocks,
-                              (part + 1) * filters() / filter_blocks, panel * columns,
-                              smaller(depth, (panel + 1) * columns));
-#pragma omp parallel for num_threads(threads)
-        for (int64_t filter = 0; filter < c.groups * filters(); ++filter) add_slabs(filter);
+        with_team(threads, [&](Team& team) {
+            team.share(slabs() * c.groups * filter_blocks * column_blocks, [&](int64_t item) {
+                const int64_t panel = item % column_blocks, part = item / column_blocks % filter_blocks;
+                const int64_t slab_of_group = item / column_blocks / filter_blocks;
+                block(slab_of_group / c.groups, slab_of_group % c.groups, part * filters() / filter_blocks,
+                      (part + 1) * filters() / filter_blocks, panel * columns, smaller(depth, (panel + 1) * columns));
+            });
+            team.share(c.groups * filters(), [&](int64_t filter) { add_slabs(filter); });
+        });
     }
 
     // The slabs' sums of one filter; without the columns that only fill the last panel.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../gemm.h"
+#include "../team.h"
 #include "unfold.h"
 
 namespace engine::ENGINE_ISA {
@@ -63,18 +64,16 @@ inline void pack_panel(const Correlation& c, const WeightLayout& layout, const T
 }
 
 template <typename T>
-void pack_panels(const Correlation& c, const WeightLayout& layout, const T* weight, T* panels, int threads) {
+void pack_panels(Team& team, const Correlation& c, const WeightLayout& layout, const T* weight, T* panels) {
     const int64_t depth = c.depth(), length = stretch<T>(c);
     const int64_t stretches = ceil_div(depth, length), columns = ceil_div(c.target_channels, kPanel<T>);
-#pragma omp parallel for collapse(3) num_threads(threads)
-    for (int64_t group = 0; group < c.groups; ++group)
-        for (int64_t part = 0; part < stretches; ++part)
-            for (int64_t panel = 0; panel < columns; ++panel) {
-                const int64_t begin = part * length, end = smaller(depth, begin + length);
-                const int64_t first = panel * kPanel<T>, targets = smaller(kPanel<T>, c.target_channels - first);
-                T* to = panels + stretch_offset<T>(c, group, begin) + first * (end - begin);
-                pack_panel(c, layout, weight, group, begin, end, first, targets, to);
-            }
+    team.share(c.groups * stretches * columns, [&](int64_t item) {
+        const int64_t first = item % columns * kPanel<T>, targets = smaller(kPanel<T>, c.target_channels - first);
+        const int64_t begin = item / columns % stretches * length, end = smaller(depth, begin + length);
+        const int64_t group = item / columns / stretches;
+        T* to = panels + stretch_offset<T>(c, group, begin) + first * (end - begin);
+        pack_panel(c, layout, weight, group, begin, end, first, targets, to);
+    });
 }
 
 }  // namespace

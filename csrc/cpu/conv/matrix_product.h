@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../gemm.h"
+#include "../team.h"
 
 namespace engine::ENGINE_ISA {
 namespace {
@@ -16,8 +17,8 @@ inline int64_t panels_elements(int64_t rows, int64_t columns, int64_t panel) { r
 template <typename T>
 void pack(const T* matrix, int64_t rows, int64_t columns, int64_t row_step, int64_t column_step, T* panels,
           int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t first = 0; first < columns; first += kPanel<T>) {
+    share(threads, ceil_div(columns, kPanel<T>), [&](int64_t panel) {
+        const int64_t first = panel * kPanel<T>;
         const int64_t used = smaller(kPanel<T>, columns - first);
         T* to = panels + first * rows;
         for (int64_t row = 0; row < rows; ++row, to += kPanel<T>) {
@@ -25,7 +26,7 @@ void pack(const T* matrix, int64_t rows, int64_t columns, int64_t row_step, int6
             for (int64_t column = 0; column < used; ++column) to[column] = from[column * column_step];
             for (int64_t column = used; column < kPanel<T>; ++column) to[column] = 0;
         }
-    }
+    });
 }
 
 // c[rows][columns] = (accumulate ? c : 0) + a[rows][depth] x the packed matrix[depth][columns]; steps between rows.
@@ -33,8 +34,7 @@ template <typename T>
 void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_step, const T* panels,
              bool accumulate, T* c, int64_t c_step, int threads) {
     const int64_t tiles = ceil_div(rows, kRows);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t part = 0; part < smaller(tiles, threads); ++part) {
+    share(threads, smaller(tiles, threads), [&](int64_t part) {
         const int64_t parts = smaller(tiles, threads);
         const int64_t first = part * tiles / parts * kRows, last = smaller(rows, (part + 1) * tiles / parts * kRows);
         for (int64_t k = 0; k < depth; k += kPanelRows)
@@ -44,7 +44,7 @@ void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a
                              panels + column * depth + k * kPanel<T>, smaller(kPanelRows, depth - k),
                              accumulate || k > 0, c + row * c_step + column, c_step,
                              smaller(kPanel<T>, columns - column));
-    }
+    });
 }
 
 }  // namespace

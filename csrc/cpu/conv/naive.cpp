@@ -1,6 +1,7 @@
 // Convolution as its definition reads, one product after the other: the reference that the others are read against.
 #include "../../simd/vector.h"
 #include "../convolution.h"
+#include "../team.h"
 
 namespace engine::ENGINE_ISA {
 namespace {
@@ -35,25 +36,23 @@ void run(const ConvCall& call) {
     // Threads share what is independent: images, or the filters whose gradient every image adds to.
     if (call.direction == Direction::backward_weight) {
         const int64_t size = s.kernel_h * s.kernel_w * (s.channels / s.groups);
-#pragma omp parallel for num_threads(call.threads)
-        for (int64_t k = 0; k < s.filters; ++k) {
+        share(call.threads, s.filters, [&](int64_t k) {
             for (int64_t e = 0; e < size; ++e) out[k * size + e] = 0;
             for (int64_t n = 0; n < s.batch; ++n)
                 products(s, n, k, [&](int64_t x, int64_t y, int64_t w) { out[w] += left[y] * right[x]; });
-        }
+        });
         return;
     }
     const bool forward = call.direction == Direction::forward;
     const int64_t size = forward ? s.out_h * s.out_w * s.filters : s.height * s.width * s.channels;
-#pragma omp parallel for num_threads(call.threads)
-    for (int64_t n = 0; n < s.batch; ++n) {
+    share(call.threads, s.batch, [&](int64_t n) {
         for (int64_t e = 0; e < size; ++e) out[n * size + e] = forward && bias ? bias[e % s.filters] : 0;
         for (int64_t k = 0; k < s.filters; ++k)
             if (forward)
                 products(s, n, k, [&](int64_t x, int64_t y, int64_t w) { out[y] += left[x] * right[w]; });
             else
                 products(s, n, k, [&](int64_t x, int64_t y, int64_t w) { out[x] += left[y] * right[w]; });
-    }
+    });
 }
 
 const char* refuses(const ConvShape&, Direction) { return nullptr; }

@@ -10,8 +10,7 @@
 //
 // Filters of 1x3 and 3x1 have tiles of one row or column. The gradient of the images is a convolution like the
 // forward one (winograd_plan.h); that of the weight has a file of its own.
-#include <omp.h>
-
+#include "../team.h"
 #include "winograd_tiles.h"
 #include "winograd_weight.h"
 
@@ -38,11 +37,10 @@ struct Arrays {
 
 // Transforms the filters of all groups: out[group][panel][depth block][place][depth][kPanel].
 template <typename T, typename F>
-void transform_weight(const Plan<T, F>& plan, const T* weight, T* out, int threads) {
-    const int64_t parts = plan.layer.groups * plan.panels * plan.depth_blocks;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t part = 0; part < parts; ++part)
+void transform_weight(Team& team, const Plan<T, F>& plan, const T* weight, T* out) {
+    team.share(plan.layer.groups * plan.panels * plan.depth_blocks, [&](int64_t part) {
         transform_filters(plan, weight, part, out + part * plan.filter_block_elements());
+    });
 }
 
 // sums[place][tile][kPanel] (+)= inputs[place][tile][depth] x filters[place][depth][kPanel]
@@ -85,11 +83,10 @@ void compute_panel(const Plan<T, F>& plan, const Arrays<T, F>& arrays, int64_t g
 
 // Each thread takes blocks of tiles through all steps by itself.
 template <typename T, typename F>
-void run_separately(const Plan<T, F>& plan, const Arrays<T, F>& arrays, const T* ready, int threads) {
+void run_separately(Team& team, const Plan<T, F>& plan, const Arrays<T, F>& arrays, const T* ready) {
     const Layer& layer = plan.layer;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t part = 0; part < layer.groups * plan.blocks; ++part) {
-        const int64_t thread = omp_get_thread_num();
+    const int64_t thread = Team::this_thread();
+    team.share(layer.groups * plan.blocks, [&](int64_t part) {
         T* inputs = arrays.inputs + thread * plan.input_elements();
         const int64_t group = part % layer.groups, first = part / layer.groups * plan.block;
         for (int64_t tile = 0; tile < plan.tiles_of(first); ++tile)
@@ -98,38 +95,39 @@ void run_separately(const Plan<T, F>& plan, const Arrays<T, F>& arrays, const T*
         for (int64_t panel = 0; panel < plan.panels; ++panel)
             compute_panel<T, F>(plan, arrays, group, panel, first, inputs, ready, nullptr,
                                 arrays.sums + thread * plan.sum_elements());
-    }
+    });
 }
 
 // All threads transform one block of tiles, and then share out its panels of filters.
 template <typename T, typename F>
-void run_together(const Plan<T, F>& plan, const Arrays<T, F>& arrays, const T* ready, int threads) {
+void run_together(Team& team, const Plan<T, F>& plan, const Arrays<T, F>& arrays, const T* ready) {
     const Layer& layer = plan.layer;
-#pragma omp parallel num_threads(threads)
+    const int64_t thread = Team::this_thread();
     for (int64_t part = 0; part < layer.groups * plan.blocks; ++part) {
-        const int64_t thread = omp_get_thread_num();
         const int64_t group = part % layer.groups, first = part / layer.groups * plan.block;
-#pragma omp for
-        for (int64_t tile = 0; tile < plan.tiles_of(first); ++tile)
+        team.share(plan.tiles_of(first), [&](int64_t tile) {
             transform_input_pixels(plan, arrays.images + group * layer.channels, first + tile,
                                    arrays.inputs + tile * plan.depth);
-#pragma omp for schedule(dynamic)
-        for (int64_t panel = 0; panel < plan.panels; ++panel)
+        });
+        team.share(plan.panels, [&](int64_t panel) {
             compute_panel(plan, arrays, group, panel, first, arrays.inputs, ready,
                           arrays.filters + thread * plan.filter_block_elements(),
                           arrays.sums + thread * plan.sum_elements());
+        });
     }
 }
 
 template <typename T, typename F>
 void run_form(const Plan<T, F>& plan, const ConvCall& call) {
     const Arrays<T, F> arrays(plan, call);
-    const T* ready = arrays.prepared;
-    if (!ready && !plan.filters_late) {
-        transform_weight(plan, arrays.weight, arrays.filters, call.threads);
-        ready = arrays.filters;
-    }
-    plan.shared ? run_together(plan, arrays, ready, call.threads) : run_separately(plan, arrays, ready, call.threads);
+    with_team(call.threads, [&](Team& team) {
+        const T* ready = arrays.prepared;
+        if (!ready && !plan.filters_late) {
+            transform_weight(team, plan, arrays.weight, arrays.filters);
+            ready = arrays.filters;
+        }
+        plan.shared ? run_together(team, plan, arrays, ready) : run_separately(team, plan, arrays, ready);
+    });
 }
 
 // Calls use(Form) with the form of the layer's filters.
@@ -152,7 +150,9 @@ template <int outputs, typename T>
 void prepare(const ConvShape& shape, const void* weight, void* prepared, int threads) {
     with_form<outputs>(shape, [&](auto form) {
         const Plan<T, decltype(form)> plan(Layer(shape, Direction::forward), threads);
-        transform_weight(plan, static_cast<const T*>(weight), static_cast<T*>(prepared), threads);
+        with_team(threads, [&](Team& team) {
+            transform_weight(team, plan, static_cast<const T*>(weight), static_cast<T*>(prepared));
+        });
     });
 }
 

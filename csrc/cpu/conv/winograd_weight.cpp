@@ -12,8 +12,7 @@
 // ones, which keeps rounding errors small. Threads share elements, filters and channels, never the sum.
 #include "winograd_weight.h"
 
-#include <omp.h>
-
+#include "../team.h"
 #include "winograd_patch.h"
 
 namespace engine::ENGINE_ISA {
@@ -204,49 +203,41 @@ struct WeightGradient {
     }
 
     void run(int threads) const {
-#pragma omp parallel num_threads(threads)
-        {
+        with_team(threads, [&](Team& team) {
             for (int64_t first = 0; first < plan.blocks; first += plan.portion) {
                 const int64_t count = smaller(plan.portion, plan.blocks - first);
-#pragma omp for schedule(static)
-                for (int64_t place = 0; place < count; ++place) transform_block(first + place, place);
-                if (!plan.few_blocks) multiply_all(count, first > 0);
+                team.share(count, [&](int64_t place) { transform_block(first + place, place); });
+                if (!plan.few_blocks) multiply_all(team, count, first > 0);
             }
-            if (plan.few_blocks)
-                square_by_square();
-            else
-                transform_all_weights();
-        }
+            plan.few_blocks ? square_by_square(team) : transform_all_weights(team);
+        });
     }
 
-    // Within the team of threads: the products of some blocks, added to the sums.
-    void multiply_all(int64_t count, bool accumulate) const {
+    // The products of some blocks, added to the sums.
+    void multiply_all(Team& team, int64_t count, bool accumulate) const {
         const int64_t items = plan.elements * plan.channel_panels;
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < s.groups * items; ++item) {
+        team.share(s.groups * items, [&](int64_t item) {
             const int64_t group = item / items, e = item % items / plan.channel_panels;
             multiply(square(group, group), e, item % plan.channel_panels, count, accumulate);
-        }
+        });
     }
 
-    void transform_all_weights() const {
+    void transform_all_weights(Team& team) const {
         const int64_t items = plan.filter_panels * plan.channel_panels;
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < s.groups * items; ++item) {
+        team.share(s.groups * items, [&](int64_t item) {
             const int64_t group = item / items, panels = item % items;
             weights_of_panels(square(group, group), panels / plan.channel_panels, panels % plan.channel_panels);
-        }
+        });
     }
 
-    void square_by_square() const {
-#pragma omp for schedule(static)
-        for (int64_t index = 0; index < s.groups * plan.squares_down * plan.squares_across; ++index) {
-            const Square<T> here = square(index, omp_get_thread_num());
+    void square_by_square(Team& team) const {
+        team.share(s.groups * plan.squares_down * plan.squares_across, [&](int64_t index) {
+            const Square<T> here = square(index, Team::this_thread());
             for (int64_t e = 0; e < plan.elements; ++e)
                 for (int64_t panel = 0; panel < here.channels; ++panel) multiply(here, e, panel, plan.blocks, false);
             for (int64_t filter = 0; filter < here.filters; ++filter)
                 for (int64_t panel = 0; panel < here.channels; ++panel) weights_of_panels(here, filter, panel);
-        }
+        });
     }
 };
 
