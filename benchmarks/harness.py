@@ -1,7 +1,8 @@
 """What all benchmarks share: sides that take turns, medians with their spread, claims against stated targets.
 
 A side is a function that does some work. All sides of a comparison do the same work and take turns in one
-process, in an order that rotates every round, so that whatever else the machine does meets all of them. Sides are
+process, in an order that is drawn anew every round, so that whatever else the machine does meets all of them, and no
+side always finds in the caches what the same other one has left there. Sides are
 compared round by round: the median of the ratios within a round, not the ratio of two medians.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,8 +70,7 @@ def interleave(
     names = list(sides)
     times = Times({name: [] for name in names})
     for turn in range(warmup + rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in random.Random(turn).sample(names, len(names)):
             begun = clock()
             own = sides[name]()
             seconds = clock() - begun if own is None else own

@@ -22,7 +22,7 @@ class Clock:
         return self.now
 
 
-def test_sides_take_turns_in_an_order_that_rotates_and_the_warm_up_does_not_count() -> None:
+def test_sides_take_turns_in_an_order_drawn_every_round_and_the_warm_up_does_not_count() -> None:
     clock, calls = Clock(), []
 
     def side(name: str, seconds: float):
@@ -32,9 +32,12 @@ def test_sides_take_turns_in_an_order_that_rotates_and_the_warm_up_does_not_coun
 
         return work
 
-    times = interleave({"a": side("a", 1.0), "b": side("b", 2.0), "c": side("c", 4.0)}, 3, warmup=1, clock=clock)
-    assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
-    assert times == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [4.0] * 3}
+    sides = {"a": side("a", 1.0), "b": side("b", 2.0), "c": side("c", 4.0)}
+    times = interleave(sides, 60, warmup=1, clock=clock)
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(rounds) == 61
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}  # so nobody always follows the same one
+    assert times == {"a": [1.0] * 60, "b": [2.0] * 60, "c": [4.0] * 60}
 
 
 def test_a_side_that_times_itself_is_believed() -> None:
