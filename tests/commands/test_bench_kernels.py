@@ -216,8 +216,19 @@ class Work:
 def test_calls_take_turns_and_the_hopeless_leave(monkeypatch):
     work = Work(monkeypatch)
     times = race({"a": work.of("a", 1), "b": work.of("b", 1.4), "c": work.of("c", 1.6)}, seconds=1, rounds=2)
-    assert "".join(work.turns) == "abc" + "abc" + "ab" * 2  # untimed, a trial, two rounds without c
+    turns = "".join(work.turns)
+    assert turns[:3] == "abc"  # untimed
+    assert sorted(turns[3:6]) == ["a", "b", "c"]  # a trial
+    assert [sorted(turns[i : i + 2]) for i in (6, 8)] == [["a", "b"]] * 2  # two rounds without c
+    assert len(turns) == 10
     assert {name: pytest.approx(t) for name, t in times.items()} == {"a": [1, 1], "b": [1.4, 1.4], "c": [1.6]}
+
+
+def test_every_order_of_turns_occurs(monkeypatch):
+    work = Work(monkeypatch)
+    race({"a": work.of("a", 1), "b": work.of("b", 1)}, seconds=1, rounds=20)
+    turns = "".join(work.turns[2:])
+    assert {turns[i : i + 2] for i in range(0, len(turns), 2)} == {"ab", "ba"}  # nobody always follows the other
 
 
 def test_one_disturbed_trial_of_three_ends_nothing(monkeypatch):
