@@ -15,9 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from engine import huge_pages
+from engine import huge_pages, kept_memory
 
 huge_pages.turn_on()  # before torch is imported, for both sides
+kept_memory.keep()
 
 import torch
 from convolutions.host import overhead
@@ -59,12 +60,13 @@ def main(given: Sequence[str] | None = None) -> None:
     if chosen.rounds:
         pace = Pace(0.0, chosen.rounds, chosen.rounds)
     bench = Bench(Report(chosen.json, chosen.markdown), pace, chosen.quick, Registry.load())
-    pages = "huge pages, for both sides" if huge_pages.asked_for() else "small pages, for both sides"
-    print(f"allocator: {pages}; threads: {chosen.threads}; the engine's kernels: {instruction_set()}")
+    pages = "huge pages" if huge_pages.asked_for() else "small pages"
+    allocator = f"{pages}, freed memory {'kept' if kept_memory.kept() else 'given back'}, for both sides"
+    print(f"allocator: {allocator}; threads: {chosen.threads}; the engine's kernels: {instruction_set()}")
     for name in chosen.only:
         with torch.set_grad_enabled(name in WITH_GRADIENTS):
             SECTIONS[name](bench)
-    bench.report.close(allocator=pages, kernels=instruction_set())
+    bench.report.close(allocator=allocator, kernels=instruction_set())
 
 
 if __name__ == "__main__":

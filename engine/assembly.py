@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine import manifest
+from engine import huge_pages, kept_memory, manifest
 from engine.checkpoint import Checkpoints
 from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.folder import claim, record
 from engine.guard import Guard
-from engine.huge_pages import remark
 from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Source
 from engine.loader import Layout, Loader, TestLoader
 from engine.masking import maskable
@@ -246,7 +245,7 @@ def enter_stage(run: Parts) -> None:
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
     run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
-    run.tables = [text for text in (kernel_table(rows), remark()) if text]
+    run.tables = [text for text in (kernel_table(rows), huge_pages.remark(), kept_memory.remark()) if text]
     if not maskable(run.optimizer):
         run.tables.append(
             f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"

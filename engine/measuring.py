@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.interfaces import DIRECTIONS, ConvKernel, ConvSpec
 
 HOPELESS = 1.5  # times the fastest: out of the race after its trials
-SECONDS, ROUNDS = 0.5, 7  # of measuring one direction of one layer, at most, unless single turns take longer
+SECONDS, ROUNDS = 0.5, 21  # of measuring one direction of one layer, at most, unless single turns take longer
 
 
 @dataclass(frozen=True)

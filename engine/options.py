@@ -242,6 +242,7 @@ class RunOptions:
     compile: bool = option(False, "compile the model with torch.compile")
     channels_last: bool = option(False, "keep images and filters in NHWC order")
     huge_pages: bool = option(True, "let torch's allocator ask for huge pages, where the system has them")
+    keep_memory: bool = option(True, "keep freed memory for the next step: faster, takes more (glibc)")
     deterministic: bool = option(False, "refuse operations whose result may vary between runs")
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engine import checkpoint, manifest
+from engine import checkpoint, huge_pages, kept_memory, manifest
 from engine.assembly import build_augmentations, build_chooser, build_model, open_split, prepare_device, require_targets
 from engine.evaluation import evaluate
-from engine.huge_pages import remark
 from engine.loader import Layout, TestLoader
 from engine.randomness import Key
 from engine.session import Session
@@ -44,8 +43,9 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     shape = (first.shape[0], first.shape[1], first.shape[2], first.shape[3])
     with precision.forward():  # kernels are planned for the types that layers really compute in
         rows = kernels.apply(model, shape, training=False)
-    for line in [*kernel_table(rows).splitlines(), *remark().splitlines()]:
-        tell(line)
+    for text in (kernel_table(rows), huge_pages.remark(), kept_memory.remark()):
+        for line in text.splitlines():
+            tell(line)
     if options.run.compile:
         model.compile()
     weights_in_use = [precision.evaluation_weights(model), kernels.prepared(model)]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine import huge_pages
+from engine import huge_pages, kept_memory
 
 huge_pages.turn_on()  # before torch is imported, for all sides
+kept_memory.keep()
 
 import torch
 from convolutions.layers import Conv

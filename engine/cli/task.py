@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from engine import huge_pages
+from engine import huge_pages, kept_memory
 from engine.cli import folders, mistakes, origins, resume
 from engine.cli.presets import Presets
 from engine.errors import UsageError
@@ -89,6 +89,7 @@ class Task:
             sweep=self.sweep,
         )
         (huge_pages.turn_on if options.run.huge_pages else huge_pages.turn_off)()
+        (kept_memory.keep if options.run.keep_memory else kept_memory.give_back)()
         try:
             options.job.build()(session)
         except UsageError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine import UsageError, __version__, huge_pages
+from engine import UsageError, __version__, huge_pages, kept_memory
 from engine.folder import write_whole
 from engine.ops import instruction_set
 
@@ -45,6 +45,7 @@ def machine() -> dict[str, str]:
         "memory": f"{kibibytes(Path('/proc/meminfo'), 'MemTotal') / 2**20:.1f} GiB",
         "largest cache": f"{largest_cache() / 2**20:.0f} MiB",
         "huge pages": page_size(),
+        "freed memory": "kept" if kept_memory.kept() else "as the allocator likes",
         "torch": str(torch.__version__),
         "engine": __version__,
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

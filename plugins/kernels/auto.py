@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAINING, EVALUATION = 1e-5, 2e-5  # error budgets: the first leaves out Winograd's 6x6 tiles
 GAIN = 0.9  # of torch's own time that another kernel must stay below: measured again, a call varies by this much
+HOST = {True: 0.1, False: 0.02}  # ms a layer's gain must exceed in training or not: its op costs the host so much more
 QUIET = 2.0  # seconds of measuring between two lines that tell of it
 
 
@@ -101,10 +102,15 @@ class AutoChooser(Chooser):
             layer for layer in anew if any(None in verdicts[Question.of(layer, d)].values() for d in layer.directions)
         ]  # fmt: skip
         times = self._times(contested, verdicts, training)
-        return {layer.name: self._chosen(layer, causes[layer.name], verdicts, times) for layer in layers}
+        return {layer.name: self._chosen(layer, causes[layer.name], verdicts, times, training) for layer in layers}
 
     def _chosen(
-        self, layer: Layer, cause: str | None, verdicts: Verdicts, times: Mapping[Question, Mapping[str, float]]
+        self,
+        layer: Layer,
+        cause: str | None,
+        verdicts: Verdicts,
+        times: Mapping[Question, Mapping[str, float]],
+        training: bool,
     ) -> Choice:
         """Return what computes a layer; ``cause`` as ``_unplanned`` returns it."""
         _, planned = self._planned(layer)
@@ -116,9 +122,9 @@ class AutoChooser(Chooser):
             why = f"no other kernel may: {'; '.join(every)}" if every else "there is no other kernel"
             return Choice(dict.fromkeys(questions, NATIVE.name), f"{cause}; now {why}" if cause else why)
         measured = {direction: times[question] for direction, question in questions.items()}
-        kernels = {direction: fastest(t) for direction, t in measured.items()}
+        kernels, reason = _decided(measured, training)
         if not cause:
-            return Choice(kernels, "fastest as measured", measured)
+            return Choice(kernels, reason, measured)
         differ = ", numbers will differ" if kernels != planned else ""
         return Choice(kernels, f"{cause}: measured anew{differ}")  # a row with times would not show its reason
 
@@ -255,6 +261,18 @@ def fastest(times: Mapping[str, float]) -> str:
     """Return the kernel with the least time; torch's own unless another gains more than the noise."""
     best = min(times, key=lambda name: times[name])
     return best if times[best] < GAIN * times[NATIVE.name] else NATIVE.name
+
+
+def _decided(times: Mapping[str, Mapping[str, float]], training: bool) -> tuple[dict[str, str], str]:
+    """Return the fastest kernel of each direction, and why; torch's own in all where they gain less than the op costs.
+
+    A layer that is torch's own in every direction does without the op.
+    """
+    kernels = {direction: fastest(t) for direction, t in times.items()}
+    gain = sum(t[NATIVE.name] - t[kernels[direction]] for direction, t in times.items())
+    if 0 < gain < HOST[training]:
+        return dict.fromkeys(times, NATIVE.name), f"others gain {1e3 * gain:.0f} us, less than their call costs"
+    return kernels, "fastest as measured"
 
 
 def _candidates(installed: Mapping[str, type[Kernels]]) -> dict[str, ConvKernel]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from engine import UsageError, __version__
+from engine import UsageError, __version__, kept_memory
 from engine.folder import write_whole
 from engine.huge_pages import VARIABLE
 from engine.interfaces import ConvKernel, ConvSpec
@@ -101,6 +101,7 @@ def conditions() -> dict[str, Any]:
         "build": build_facts()["compiler"],
         "extension": _extension(),
         "huge_pages": os.environ.get(VARIABLE, "0"),
+        "kept_memory": kept_memory.kept(),
     }
 
 

@@ -49,6 +49,19 @@ def test_torchs_own_stays_unless_more_than_the_noise_is_gained(monkeypatch, time
     assert kernels_of(chooser) == [taken] * 3
 
 
+@pytest.mark.parametrize(
+    ("training", "gain", "taken"),
+    [(True, 0.03, "native"), (True, 0.06, "quick"), (False, 0.019, "native"), (False, 0.021, "quick")],
+)
+def test_a_gain_below_what_the_op_costs_the_host_is_none(monkeypatch, training, gain, taken):
+    """In training the gains of a layer's two or three directions count together: 0.1 ms is the price."""
+    chooser, _ = chooser_of(monkeypatch, {"native": 0.15, "quick": 0.15 - gain}, Named("quick"))
+    rows = chooser.apply(network(), SHAPE, training=training)
+    assert [row.kernel for row in rows] == [taken] * 3
+    reason = f"others gain {1e3 * gain * (2 if training else 1):.0f} us, less than their call costs"
+    assert rows[0].reason == (reason if taken == "native" else "fastest as measured")
+
+
 def test_where_torchs_own_is_best_the_layer_is_left_alone(monkeypatch):
     chooser, _ = chooser_of(monkeypatch, ALL | {"quick": 5.0}, Named("quick"))
     model = network()

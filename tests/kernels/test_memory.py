@@ -73,6 +73,7 @@ def test_training_and_evaluation_are_remembered_apart(choose, file):
         {"build": "another compiler"},
         {"instruction_set": "another"},
         {"huge_pages": "1 more"},
+        {"kept_memory": "sometimes"},
         {"gpu": "another"},
         {"extension": "another"},
     ],
