@@ -1,8 +1,10 @@
-"""Freed memory that stays with the process: what a step frees, the next one allocates again without a page fault.
+"""Freed memory that stays with the process: from what a step frees the next one allocates without page faults.
 
 By default glibc gives large blocks back to the system as they are freed, so every step of a training pays for its
 activations' pages anew: a fifth of the time of VGG-16's training step on two cores. The price is memory: blocks leave
-gaps behind, and what was once needed stays taken until the process ends.
+gaps behind, and what was once needed stays taken until the process ends. glibc looks for a little more than an aligned
+block needs, so a gap may not take a block of just the size that left it: a process grows for some hundred steps, until
+it has gaps for all.
 """
 
 from __future__ import annotations

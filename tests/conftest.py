@@ -7,10 +7,12 @@ import os
 # Small networks are slower on two OpenMP threads than on one, by far where cores are shared; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from engine import kept_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +23,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back() -> Iterator[None]:
+    """Give freed memory back as usual after a test that ran a command in this process: other tests tell of it too."""
+    yield
+    kept_memory.give_back()
 
 
 @pytest.fixture(scope="session")
