@@ -1,23 +1,10 @@
-// Convolution on the CPU, as every algorithm of csrc/cpu/conv offers it. Cross-correlation, as the field defines
-// convolution: out(n, k, y, x) = sum over c, i, j of images(n, c, y*s - p + i*d, x*s - p + j*d) * weight(k, c, i, j).
-//
-// All arrays are dense. Images, outputs and their gradients are NHWC, [batch][height][width][channels]; a weight is
-// [filters][kernel_h][kernel_w][channels / groups]. Kernels know neither Python nor torch, allocate nothing, and give
-// the same bits for any number of threads.
+// Convolution on the CPU, as every algorithm of csrc/cpu/conv offers it. Kernels know neither Python nor torch, allocate
+// nothing, and give the same bits for any number of threads.
 #pragma once
 
-#include <cstdint>
+#include "../convolution.h"
 
 namespace engine {
-
-enum class Direction : int { forward = 0, backward_input = 1, backward_weight = 2 };
-
-struct ConvShape {
-    int64_t batch, channels, height, width;
-    int64_t filters, kernel_h, kernel_w;
-    int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
-    int64_t out_h, out_w;  // follow from the rest; given so that nobody has to compute them again
-};
 
 // One call. Sizes are at least 1, but for `batch`, which the caller never passes as 0 either.
 //   forward          images x weight (+ bias)       -> output

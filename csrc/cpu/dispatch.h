@@ -15,8 +15,4 @@ struct InstructionSet {
 // null name.
 const InstructionSet* instruction_sets();
 
-// Null if the sizes make a convolution with at least one image and one output, and small enough to count its elements
-// and bytes, else what is wrong with them.
-const char* mistake(const ConvShape& shape);
-
 }  // namespace engine

@@ -10,80 +10,11 @@
 #include <vector>
 
 #include "../../csrc/cpu/dispatch.h"
+#include "cases.h"
 
 namespace {
 
 using namespace engine;
-
-// Memory of exactly so many bytes at an address that is a multiple of 64, filled with NaN.
-class Bytes {
-public:
-    explicit Bytes(int64_t size) : size_(size) {
-        if (posix_memalign(&data_, 64, static_cast<size_t>(size > 0 ? size : 1))) std::abort();
-        std::memset(data_, 0xFF, static_cast<size_t>(size));
-    }
-    ~Bytes() { std::free(data_); }
-    Bytes(const Bytes&) = delete;
-    Bytes& operator=(const Bytes&) = delete;
-    void* get() const { return size_ > 0 ? data_ : nullptr; }
-
-private:
-    void* data_ = nullptr;
-    int64_t size_;
-};
-
-int64_t images_of(const ConvShape& s) { return s.batch * s.height * s.width * s.channels; }
-int64_t outputs_of(const ConvShape& s) { return s.batch * s.out_h * s.out_w * s.filters; }
-int64_t weights_of(const ConvShape& s) { return s.filters * s.kernel_h * s.kernel_w * (s.channels / s.groups); }
-
-struct Sizes {
-    int64_t left, right, out;
-};
-
-Sizes sizes_of(const ConvShape& s, Direction direction) {
-    if (direction == Direction::forward) return {images_of(s), weights_of(s), outputs_of(s)};
-    if (direction == Direction::backward_input) return {outputs_of(s), weights_of(s), images_of(s)};
-    return {outputs_of(s), images_of(s), weights_of(s)};
-}
-
-using Random = std::mt19937_64;
-
-int64_t draw(Random& random, int64_t least, int64_t most) {
-    return std::uniform_int_distribution<int64_t>(least, most)(random);
-}
-
-// A shape with at least one output; small filters and strides are frequent, as in networks.
-ConvShape draw_shape(Random& random) {
-    for (;;) {
-        ConvShape s{};
-        const int64_t kind = draw(random, 0, 9);
-        s.batch = draw(random, 1, 3);
-        s.height = draw(random, 1, 30), s.width = draw(random, 1, 30);
-        s.kernel_h = kind < 4 ? 3 : draw(random, 1, 8), s.kernel_w = kind < 4 ? 3 : draw(random, 1, 8);
-        s.groups = kind == 9 ? draw(random, 2, 40) : kind == 8 ? draw(random, 2, 3) : 1;
-        const bool depthwise = kind == 9;
-        s.channels = s.groups * (depthwise ? 1 : draw(random, 1, 40));
-        s.filters = s.groups * (depthwise ? draw(random, 1, 2) : draw(random, 1, 70));
-        const bool plain = kind < 6;
-        s.stride_h = plain ? 1 : draw(random, 1, 3), s.stride_w = plain ? 1 : draw(random, 1, 3);
-        s.dilation_h = plain ? 1 : draw(random, 1, 3), s.dilation_w = plain ? 1 : draw(random, 1, 3);
-        s.padding_h = draw(random, 0, s.kernel_h), s.padding_w = draw(random, 0, s.kernel_w);
-        const int64_t rows = s.height + 2 * s.padding_h - s.dilation_h * (s.kernel_h - 1);
-        const int64_t columns = s.width + 2 * s.padding_w - s.dilation_w * (s.kernel_w - 1);
-        if (rows < 1 || columns < 1) continue;
-        s.out_h = (rows - 1) / s.stride_h + 1, s.out_w = (columns - 1) / s.stride_w + 1;
-        return s;
-    }
-}
-
-std::string text(const ConvShape& s) {
-    char line[256];
-    std::snprintf(line, sizeof line, "%ldx%ldx%ldx%ld, %ld filters %ldx%ld, stride %ld %ld, padding %ld %ld, dilation %ld %ld, groups %ld",
-                  long(s.batch), long(s.channels), long(s.height), long(s.width), long(s.filters), long(s.kernel_h),
-                  long(s.kernel_w), long(s.stride_h), long(s.stride_w), long(s.padding_h), long(s.padding_w),
-                  long(s.dilation_h), long(s.dilation_w), long(s.groups));
-    return line;
-}
 
 struct Data {
     std::vector<double> left, right, bias, expected;
@@ -104,13 +35,6 @@ Data draw_data(Random& random, const ConvShape& s, Direction direction) {
                                      data.expected.data(), nullptr, 1});
     return data;
 }
-
-template <typename T>
-struct Filled : Bytes {
-    explicit Filled(const std::vector<double>& values) : Bytes(static_cast<int64_t>(values.size() * sizeof(T))) {
-        for (size_t i = 0; i < values.size(); ++i) static_cast<T*>(get())[i] = static_cast<T>(values[i]);
-    }
-};
 
 // Returns the relative L2 error of one call, or infinity if other threads give other bits.
 template <typename T>
@@ -151,7 +75,7 @@ int main(int argc, char** argv) {
     Random random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0);
     int64_t calls = 0, failures = 0;
     for (int i = 0; i < shapes; ++i) {
-        const ConvShape s = draw_shape(random);
+        const ConvShape s = draw_shape(random, draw(random, 0, kKinds - 1));
         for (int d = 0; d < 3; ++d) {
             const Direction direction{d};
             const Data data = draw_data(random, s, direction);

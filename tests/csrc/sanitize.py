@@ -1,6 +1,10 @@
-"""Builds the convolutions with the address and undefined-behaviour sanitizers and runs them on random shapes.
+"""Builds the convolutions with sanitizers and runs them on random shapes.
 
-`make sanitize` (ARGS: the number of shapes, a seed); exits with 1 at the first finding.
+`make sanitize` (ARGS: the number of shapes, a seed) exits with 1 at the first finding of one of three programs; ARGS
+may begin with the name of one: "cuda 500 1".
+  cpu    the CPU's convolutions: memory and undefined behaviour
+  cuda   the GPU's, compiled for the host: the same
+  races  the GPU's: what threads of a block do to the same memory without a barrier between
 """
 
 from __future__ import annotations
@@ -9,41 +13,92 @@ import os
 import platform
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "sanitize"
-COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+sys.path.insert(0, str(Path(__file__).parent))
+from building import BUILD, ON_HOST, ROOT, Source, build, compiler
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fopenmp"]
+MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+RACES = ["-fsanitize=thread"]
 SETS = {"baseline": []}
 if platform.machine() == "x86_64":
     SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
 
 
-def compile_all() -> Path:
-    """Compile what has changed and return the program."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    jobs = [(ROOT / "csrc/cpu/dispatch.cpp", "", []), (ROOT / "tests/csrc/convolutions.cpp", "", [])]
-    for source in sorted((ROOT / "csrc/cpu/conv").glob("*.cpp")):
-        jobs += [(source, f".{isa}", [f"-DENGINE_ISA={isa}", *flags]) for isa, flags in SETS.items()]
-    newest_header = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: compile_one(*job, newest_header), jobs))
-    program = BUILD / "convolutions"
-    subprocess.run([COMPILER, *FLAGS, *objects, "-o", program], check=True)
-    return program
+def program(name: str, sources: Sequence[Source], sanitizers: Sequence[str]) -> Path:
+    """Return a program of these sources, built with sanitizers."""
+    return build(BUILD / "sanitize" / name / "program", sources, [*FLAGS, *sanitizers])
 
 
-def compile_one(source: Path, suffix: str, flags: list[str], newest_header: float) -> Path:
-    """Compile one source, unless its object is newer than it and every header."""
-    out = BUILD / f"{source.name}{suffix}.o"
-    if not out.exists() or out.stat().st_mtime < max(source.stat().st_mtime, newest_header):
-        subprocess.run([COMPILER, *FLAGS, *flags, "-c", source, "-o", out], check=True)
-    return out
+def cpu() -> Path:
+    """Return the program of the CPU's convolutions."""
+    own = ["csrc/convolution.cpp", "csrc/cpu/dispatch.cpp", "tests/csrc/convolutions.cpp"]
+    sources = [Source(ROOT / name) for name in own]
+    for path in sorted((ROOT / "csrc/cpu/conv").glob("*.cpp")):
+        sources += [Source(path, [f"-DENGINE_ISA={isa}", *flags], f".{isa}") for isa, flags in SETS.items()]
+    return program("cpu", sources, MEMORY)
+
+
+def cuda_sources() -> list[Source]:
+    """Return the sources of a program that runs the GPU's convolutions on the host, with many portions each."""
+    own = ["csrc/convolution.cpp", "csrc/cuda/algorithms.cpp", "tests/csrc/cuda_convolutions.cpp"]
+    paths = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), *(ROOT / name for name in own)]
+    return [Source(path, [*ON_HOST, "-DENGINE_SMALL_PORTIONS"]) for path in paths]
+
+
+def cuda() -> Path:
+    """Return the program of the GPU's convolutions."""
+    return program("cuda", cuda_sources(), MEMORY)
+
+
+def races() -> Path:
+    """Return the program of the GPU's convolutions that looks for races."""
+    return program("races", cuda_sources(), RACES)
+
+
+PROGRAMS = {"cpu": cpu, "cuda": cuda, "races": races}
+
+
+def run(path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run a program under its sanitizers."""
+    # Leaks are not looked for: that needs a right which containers often lack, and nothing here allocates but the test.
+    choices = {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0",
+    }
+    return subprocess.run([path, *arguments], env=os.environ | choices, **options)
+
+
+@cache
+def no_races() -> str:
+    """Return why races cannot be looked for on this machine, or nothing."""
+    source = BUILD / "sanitize" / "nothing.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("int main() {}\n")
+    try:
+        result = run(program("nothing", [Source(source)], RACES), capture_output=True, text=True)
+    except RuntimeError:
+        return f"{compiler()} has no thread sanitizer"
+    return f"the thread sanitizer does not start: {result.stderr.strip()}" if result.returncode else ""
+
+
+def main() -> int:
+    """Run the programs that are asked for, up to the first finding."""
+    named = sys.argv[1:2] and sys.argv[1] in PROGRAMS
+    for name in [sys.argv.pop(1)] if named else PROGRAMS:
+        if name == "races" and no_races():
+            print(f"races: not looked for, {no_races()}", flush=True)
+            continue
+        print(f"{name}:", flush=True)
+        if run(PROGRAMS[name](), *sys.argv[1:]).returncode:
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    # Leaks are not looked for: that needs a right which containers often lack, and nothing here allocates but the test.
-    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    sys.exit(subprocess.run([compile_all(), *sys.argv[1:]], env=environment).returncode)
+    sys.exit(main())

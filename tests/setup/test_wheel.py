@@ -88,10 +88,10 @@ def test_the_wheel_holds_code_presets_and_types_but_no_sources_of_the_extension(
     names = zipfile.ZipFile(installed.wheel).namelist()
     presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"engine/{name}" for name in presets} <= set(names)
-    assert {"engine/py.typed", "engine/_cpu.pyi"} <= set(names)
+    assert {"engine/py.typed", "engine/_cpu.pyi", "engine/_cuda.pyi"} <= set(names)
     assert {f"engine/plugins/{name}/__init__.py" for name in PLUGINS} <= set(names)
     assert [name for name in names if name.startswith("engine/_cpu.") and name.endswith(".so")]
-    assert not [name for name in names if name.endswith((".cpp", ".h", ".yml", ".o"))]
+    assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".yml", ".o"))]
 
 
 def test_the_metadata(metadata: Message) -> None:
