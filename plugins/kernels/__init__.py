@@ -88,9 +88,9 @@ class FFT(Kernels):
 
     def kernel(self) -> ConvKernel:
         """Make the kernel."""
-        from .compiled import CompiledKernel
+        from .compiled import FFTKernel
 
-        return CompiledKernel("fft")
+        return FFTKernel()
 
 
 @dataclass

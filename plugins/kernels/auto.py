@@ -16,10 +16,11 @@ from engine import UsageError
 from engine.convolutions import Choice, Chooser, Layer, offered
 from engine.interfaces import ConvKernel, ConvSpec
 from engine.measuring import lacks_memory, measure
-from engine.ops import NATIVE, instruction_set, register
+from engine.ops import NATIVE, register
 
 from .compiled import CompiledKernel
 from .memory import Memory, versions
+from .plans import difference, layer_facts, numerics, other_numbers
 
 if TYPE_CHECKING:
     from engine import Kernels
@@ -72,7 +73,7 @@ class AutoChooser(Chooser):
         self._told: set[tuple[str, ConvSpec, str]] = set()  # which failures of kernels
 
     def plan(self) -> dict[str, Any]:
-        """Return the instruction set, and each layer's shape and kernels; nothing for a model without layers."""
+        """Return each layer's shape and kernels, and what numbers depend on beside; nothing where no layers are."""
         return self._plan
 
     def load(self, plan: dict[str, Any]) -> None:
@@ -87,7 +88,7 @@ class AutoChooser(Chooser):
         first = share(token) == token  # only rank 0 gets its own back; the others wait and disturb no measurement
         choices = self._decide(layers, training) if first else {}
         entries = {layer.name: [layer_facts(layer), dict(choices[layer.name].kernels)] for layer in layers if first}
-        self._plan = share({"instruction_set": instruction_set(), "layers": entries} if entries else {})
+        self._plan = share({**numerics(layers), "layers": entries} if entries else {})
         return choices if first else {layer.name: self._as_shared(layer, before) for layer in layers}
 
     def _decide(self, layers: Sequence[Layer], training: bool) -> dict[str, Choice]:
@@ -135,10 +136,9 @@ class AutoChooser(Chooser):
 
     def _as_planned(self, layer: Layer) -> str:
         """Return the reason of a layer that is computed as the plan says."""
-        compiled = any(isinstance(self._candidates.get(n), CompiledKernel) for n in self._planned(layer)[1].values())
-        then, now = self._plan.get("instruction_set"), instruction_set()
-        other = compiled and then != now
-        return f"as planned before, but for {then}: here {now}, numbers will differ" if other else "as planned before"
+        kernels = self._planned(layer)[1].values()
+        compiled = any(isinstance(self._candidates.get(name), CompiledKernel) for name in kernels)
+        return "as planned before" + other_numbers(self._plan, layer, compiled, NATIVE.name in kernels)
 
     def _unplanned(self, layer: Layer, training: bool) -> str | None:
         """Return why the plan does not hold for a layer: "" if it says nothing of it, None if it holds."""
@@ -146,7 +146,7 @@ class AutoChooser(Chooser):
         if not facts:
             return ""
         if facts != layer_facts(layer):
-            return f"planned for {_difference(facts, layer_facts(layer))}"
+            return f"planned for {difference(facts, layer_facts(layer))}"
         if set(kernels) != set(layer.directions):
             return f"planned for {', '.join(kernels)} before, now needed for {', '.join(layer.directions)}"
         for direction, name in kernels.items():
@@ -252,11 +252,6 @@ class Progress:
         print(_fresh_line(), end="", file=sys.stderr, flush=True)
 
 
-def layer_facts(layer: Layer) -> list[Any]:
-    """Return what a plan's entry holds of a layer's shape, as JSON values."""
-    return [*_spec(layer).sizes, str(_spec(layer).dtype)]
-
-
 def fastest(times: Mapping[str, float]) -> str:
     """Return the kernel with the least time; torch's own unless another gains more than the noise."""
     best = min(times, key=lambda name: times[name])
@@ -292,16 +287,6 @@ def _candidates(installed: Mapping[str, type[Kernels]]) -> dict[str, ConvKernel]
 def _spec(layer: Layer) -> ConvSpec:
     assert layer.spec is not None
     return layer.spec
-
-
-def _difference(before: Sequence[Any], now: Sequence[Any]) -> str:
-    """Return in what two layers' facts differ."""
-    if before[-1] != now[-1]:
-        return f"{before[-1]} before, now {now[-1]}"
-    if before[:4] != now[:4]:
-        images, others = ("x".join(map(str, facts[:4])) for facts in (before, now))
-        return f"images of {images} before, now {others}"
-    return "another filter, stride, padding, dilation or groups before"
 
 
 def _in_a_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -93,16 +94,36 @@ def conditions() -> dict[str, Any]:
     """Return what a measurement depends on beside shapes and kernels, as JSON values."""
     return {
         "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **(_gpu() if torch.cuda.is_available() else {"gpu": "none"}),
         "instruction_set": instruction_set(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "engine": __version__,
         "build": build_facts()["compiler"],
-        "extension": _extension(),
+        "extension": _extension("engine._cpu"),
         "huge_pages": os.environ.get(VARIABLE, "0"),
         "kept_memory": kept_memory.kept(),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """Return what measurements on the current GPU depend on; torch's own is measured with the settings of the run."""
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic,
+        "tf32": tf32(),
+        "cuda_extension": _extension("engine._cuda"),
+    }
+
+
+def tf32() -> bool:
+    """Return whether torch's own convolutions of float32 round to TF32 on GPUs that have it: faster, less exact."""
+    # Not allow_tf32, which cannot be read where the precision was set for convolutions alone.
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def versions(kernels: Iterable[ConvKernel]) -> dict[str, str]:
@@ -146,12 +167,18 @@ def _folder(given: str) -> Path | None:
 
 
 @cache
-def _extension() -> str:
-    """Return a digest of the compiled extension: two builds of one version are told apart."""
-    found = find_spec("engine._cpu")
-    assert found is not None  # engine.ops has loaded it
-    assert found.origin is not None
+def _extension(name: str) -> str:
+    """Return a digest of a compiled extension: two builds of one version are told apart. "none" if it is not built."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        return "none"
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
+
+
+def _driver() -> str:
+    """Return the version of NVIDIA's driver, such as 580.65.06."""
+    path = Path("/proc/driver/nvidia/version")
+    return " ".join(re.findall(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text())[:1]) if path.exists() else "unknown"
 
 
 def _processor() -> str:

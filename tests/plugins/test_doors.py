@@ -70,8 +70,9 @@ def test_the_core_imports_neither_command_line_nor_plugins_nor_the_kit():
     assert offences(set(ENGINE), {"engine.plugins", "plugins"}) == []
 
 
-def test_only_ops_imports_the_extension():
-    assert offences(set(FILES) - {"engine/ops/extension.py"}, {"engine._cpu", "engine._cuda"}) == []
+def test_only_ops_imports_the_extensions():
+    assert offences(set(FILES) - {"engine/ops/extension.py"}, {"engine._cpu"}) == []
+    assert offences(set(FILES) - {"engine/ops/cuda.py"}, {"engine._cuda"}) == []
 
 
 def test_plugins_import_the_engines_interfaces_and_their_own_files():
