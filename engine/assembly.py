@@ -12,12 +12,14 @@ from torch import nn
 
 from engine import huge_pages, kept_memory, manifest
 from engine.checkpoint import Checkpoints
+from engine.cuda_graph import GraphedStep, require_recordable, require_recordable_optimizer
 from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.folder import claim, record
 from engine.guard import Guard
+from engine.host_to_device import Layout
 from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Source
-from engine.loader import Layout, Loader, TestLoader
+from engine.loader import Loader, TestLoader
 from engine.masking import maskable
 from engine.metrics import Best, Metrics
 from engine.options import Options
@@ -76,6 +78,8 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         choices=session.choices,
         sweep=session.sweep,
     )
+    if options.run.cuda_graph:
+        require_recordable(run)  # before kernels are measured
     if start is None:
         enter_stage(run)
     run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
@@ -230,6 +234,8 @@ def count_outputs(source: Source, example: Batch, loss: LossFunction) -> int:
 def enter_stage(run: Parts) -> None:
     """Assemble the stage that ``run.position`` is in: what trains, in which numbers, by which kernels and optimiser."""
     options, stage = run.options, run.stages[run.position.stage]
+    run.graphed = None  # the memory of the stage before is free before kernels are measured
+    vars(run).pop("optimizer", None)
     options.transfer.build().prepare(run.model, stage)
     run.model = run.strategy.shard(run.precision.convert(run.model))
     if options.run.channels_last:
@@ -240,6 +246,9 @@ def enter_stage(run: Parts) -> None:
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
+    if options.run.cuda_graph:
+        require_recordable_optimizer(run.optimizer)
+        run.graphed = GraphedStep(run.device)
     run.rates = Rates(run.optimizer, options.schedule.build(stage.steps), stage.steps, run.device)
     scaled = run.precision.scale() is not None
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)

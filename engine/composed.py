@@ -10,7 +10,8 @@ import torch
 from engine.assembly import build_augmentations, count_outputs, open_split, prepare_device
 from engine.convolutions import Layer, survey
 from engine.errors import UsageError
-from engine.loader import Layout, Loader, TestLoader
+from engine.host_to_device import Layout
+from engine.loader import Loader, TestLoader
 from engine.randomness import Key, seed_torch
 from engine.session import Session
 

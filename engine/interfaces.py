@@ -129,6 +129,9 @@ class Strategy(Protocol):
 
     rank: int
     world: int
+    capturable: bool = False
+    """Whether a CUDA graph may hold a whole step: its methods neither read numbers from the device nor seed, and all
+    that they keep from one step to the next is tensors that they change in place."""
 
     def shard(self, model: nn.Module) -> nn.Module:
         """Place the model's parameters on this process, before the optimiser exists."""
@@ -185,6 +188,8 @@ class Precision(Protocol):
     """The numeric policy; the defaults compute in ``dtype`` throughout."""
 
     dtype: torch.dtype
+    capturable: bool = False
+    """Whether a CUDA graph may hold a whole step: as a Strategy's."""
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Return the model in this policy's numbers, with the same parameter names."""

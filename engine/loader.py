@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from math import lcm
 from typing import TypeVar
@@ -24,11 +24,17 @@ from torch import Tensor
 
 from engine.decode import decode
 from engine.errors import UsageError
+from engine.host_to_device import Copies, Layout, Sent, copy_stream
 from engine.interfaces import Augmentation, Batch, Source
+from engine.profiling import named_range
 from engine.randomness import Key, permutation
 
 Task = TypeVar("Task")
 Made = TypeVar("Made")
+
+# The copies of a step wait for the device to be through with the step so many before, beside those prepared ahead: one
+# that it computes, and one that it goes on with at once.
+MORE_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +55,6 @@ class Step:
     epoch: int
     epochs_done: int | None
     end: Position
-
-
-@dataclass(frozen=True)
-class Layout:
-    """In what form batches are handed over."""
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-
-    def place(self, batch: Batch) -> Batch:
-        """Return the batch on the device, in the layout's type and memory order."""
-        images, targets = batch.images, batch.targets
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32).div_(255)  # no augmentation made numbers of the pixels: 0..1
-        images = images.to(self.dtype)
-        targets = targets.to(self.dtype) if targets.is_floating_point() else targets
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if self.device.type == "cuda":
-            images, targets = images.pin_memory(), targets.pin_memory()
-        return Batch(
-            images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), batch.samples
-        )
 
 
 class Loader:
@@ -96,10 +78,10 @@ class Loader:
         self.batch, self.accumulate = batch, accumulate
         self.count = batch * accumulate
         self.steps_per_epoch = len(source) // self.count
-        self.waited = 0.0  # seconds the training thread has waited for data
+        self.waited = 0.0  # seconds the training thread has waited for data, and not for the device
         self._augmentations = {name: (op, key.at("augment", name)) for name, op in augmentations.items()}
         self._threads, self._prefetch = threads, prefetch
-        self._layout = layout
+        self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(key.at("order", epoch), len(source)))
         if self.steps_per_epoch == 0:
@@ -118,13 +100,18 @@ class Loader:
 
     def steps(self, position: Position) -> Iterator[Step]:
         """Yield steps without end, beginning at ``position``; an unreadable record raises UsageError naming it."""
-        for step, waited in prefetched(self._step, self._positions(position), self._threads, self._prefetch):
-            self.waited += waited
+        copies = Copies(self._layout, self._stream, self._prefetch + MORE_AHEAD)
+        tasks = enumerate(self._positions(position))
+        for (step, sent), waited in prefetched(partial(self._sent, copies), tasks, self._threads, self._prefetch):
+            self.waited += waited - sent.held_since(time.perf_counter() - waited)
+            copies.hand_over(step.batches, sent)
             yield step
 
     def step_at(self, position: Position) -> Step:
         """Return the one step at ``position``, made here and now (to replay it, for instance)."""
-        return self._step(next(self._positions(position)))
+        step = self._step(next(self._positions(position)))
+        step.batches = [self._layout.send(batch) for batch in step.batches]
+        return step
 
     def example(self) -> Batch:
         """Return two training samples, prepared as every batch is: what the model will be given."""
@@ -141,7 +128,14 @@ class Loader:
             yield position
             position = Position(position.step + 1, position.sample + self.count, position.stage)
 
+    def _sent(self, copies: Copies, task: tuple[int, Position]) -> tuple[Step, Sent]:
+        number, start = task
+        step = self._step(start)
+        step.batches, sent = copies.send(number, step.batches)
+        return step, sent
+
     def _step(self, start: Position) -> Step:
+        """Return a step, its batches prepared and not sent."""
         epoch, offset = divmod(start.sample, len(self.source))
         share = self.batch // self._world
         batches = []
@@ -149,7 +143,7 @@ class Loader:
             first = micro * self.batch + self._rank * share
             samples = torch.arange(start.sample + first, start.sample + first + share)
             indices = self._order(epoch)[offset + first : offset + first + share]
-            batches.append(self._layout.place(self._augmented(indices.tolist(), samples)))
+            batches.append(self._layout.prepare(self._augmented(indices.tolist(), samples)))
         last = offset + 2 * self.count > len(self.source)
         end = Position(start.step + 1, start.sample + self.count, start.stage)
         return Step(batches, self.count, epoch, epoch + 1 if last else None, end)
@@ -181,21 +175,32 @@ class TestLoader:
     ) -> None:
         self.source = source
         self._augmentations, self._batch = list(augmentations.values()), batch
-        self._threads, self._prefetch, self._layout = threads, prefetch, layout
+        self._threads, self._prefetch = threads, prefetch
+        self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
 
     def __iter__(self) -> Iterator[Batch]:
         firsts = range(self._rank * self._batch, len(self.source), self._world * self._batch)
-        for batch, _ in prefetched(self.batch_at, firsts, self._threads, self._prefetch):
+        copies = Copies(self._layout, self._stream, self._prefetch + MORE_AHEAD)
+        tasks = enumerate(firsts)
+        for ((batch,), sent), _ in prefetched(partial(self._sent, copies), tasks, self._threads, self._prefetch):
+            copies.hand_over([batch], sent)
             yield batch
 
     def batch_at(self, first: int) -> Batch:
         """Return the batch that begins with record ``first``."""
+        return self._layout.send(self._prepared(first))
+
+    def _sent(self, copies: Copies, task: tuple[int, int]) -> tuple[Sequence[Batch], Sent]:
+        number, first = task
+        return copies.send(number, [self._prepared(first)])
+
+    def _prepared(self, first: int) -> Batch:
         indices = range(first, min(first + self._batch, len(self.source)))
         images, targets = read(self.source, indices)
         for augmentation in self._augmentations:
             images = augmentation.test(images)
-        return self._layout.place(Batch(images, targets, torch.tensor(indices)))
+        return self._layout.prepare(Batch(images, targets, torch.tensor(indices)))
 
 
 def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -239,7 +244,8 @@ def prefetched(
     if threads == 0:
         for task in tasks:
             begun = time.perf_counter()
-            made = make(task)
+            with named_range("wait for data"):
+                made = make(task)
             yield made, time.perf_counter() - begun
         return
     upcoming = iter(tasks)
@@ -252,7 +258,8 @@ def prefetched(
             if not queue:
                 return
             begun = time.perf_counter()
-            made = queue.popleft().result()
+            with named_range("wait for data"):
+                made = queue.popleft().result()
             yield made, time.perf_counter() - begun
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

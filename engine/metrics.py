@@ -42,7 +42,7 @@ class Metrics:
             count = self._counts[samples] = torch.tensor(float(samples), dtype=torch.float64, device=self._sums.device)
         self._kept.append((loss.detach(), *measures, count))
         if len(self._kept) >= MOST_KEPT:
-            self._add_up()
+            self.add_up()
 
     def settle(self, applied: Tensor) -> None:
         """End a step: what it added does not count if it was masked (``applied`` False, a bool on the device)."""
@@ -52,10 +52,11 @@ class Metrics:
     @property
     def sums(self) -> Tensor:
         """The sums so far, float64: loss, metrics, samples."""
-        self._add_up()
+        self.add_up()
         return self._sums
 
-    def _add_up(self) -> None:
+    def add_up(self) -> None:
+        """Add the kept numbers up now, as far as it is known whether they count."""
         ready = len(self._applied) if self._masked else len(self._kept)
         if not ready:
             return
@@ -63,8 +64,7 @@ class Metrics:
         rows = torch.stack(columns, dim=1)
         if self._masked:
             rows = torch.where(torch.stack(self._applied)[:, None], rows, 0.0)
-        # One row after the other: a sum in any other order would depend on how many were kept.
-        self._sums.copy_(torch.cat([self._sums[None], rows]).cumsum(0)[-1])
+        (add_each if rows.is_cuda else add_by_scan)(self._sums, rows)
         del self._kept[:ready]
         self._applied.clear()
 
@@ -80,6 +80,20 @@ class Metrics:
         samples = numbers[places]
         means = [total / samples if samples else math.nan for total in numbers[:places]]
         return dict(zip((*self.names, *(also or {})), (*means, *numbers[places + 1 :]), strict=True))
+
+
+# Two ways to the same bits, one row after the other: a sum in any other order would depend on how many rows there are.
+
+
+def add_by_scan(sums: Tensor, rows: Tensor) -> None:
+    """Add rows to ``sums``, in place, on a CPU: a tenth of the other's time."""
+    sums.copy_(torch.cat([sums[None], rows]).cumsum(0)[-1])
+
+
+def add_each(sums: Tensor, rows: Tensor) -> None:
+    """Add rows to ``sums``, in place, anywhere: torch's scan on a GPU is refused in deterministic mode."""
+    for row in rows:
+        sums.add_(row)
 
 
 @dataclass

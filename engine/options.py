@@ -240,6 +240,7 @@ class RunOptions:
     evaluate_every: str = option("1 epoch", "evaluate every '2 epochs', '500 steps', or never")
     log_every: int = option(50, "steps between two readings of the metrics", at_least=1)
     compile: bool = option(False, "compile the model with torch.compile")
+    cuda_graph: bool = option(False, "record the step as a CUDA graph and replay it: one launch instead of hundreds")
     channels_last: bool = option(False, "keep images and filters in NHWC order")
     huge_pages: bool = option(True, "let torch's allocator ask for huge pages, where the system has them")
     keep_memory: bool = option(True, "keep freed memory for the next step: faster, takes more (glibc)")

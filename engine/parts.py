@@ -1,7 +1,8 @@
-"""What a run is made of: the fields that its loop works with and that observers may read."""
+"""What a run is made of: the fields that its loop works with and observers may read, and what follows from them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,20 +15,25 @@ from torch import Tensor, nn
 
 from engine import interfaces
 from engine.checkpoint import Checkpoints
+from engine.cuda_graph import GraphedStep
 from engine.durations import Every, seconds
 from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.guard import Guard
+from engine.interfaces import Batch
 from engine.loader import Loader, Position, Step, TestLoader
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
+from engine.signals import StopRequests
 
 
 @dataclass(kw_only=True, eq=False)
 class Parts:
-    """A run's components and state; only the loop changes it.
+    """A run's components and state, which only the loop changes, and the small questions that it asks in every step.
+
+    Those are what a step's draws depend on, whether to log, whether to end and why, and what the loss is weighted by.
 
     ``engine.assemble`` gives the fields up to ``sweep``, once. ``enter_stage`` sets ``network`` and what follows it,
     for each stage anew. Those between say where the run stands.
@@ -69,6 +75,7 @@ class Parts:
     guard: Guard = field(init=False)
     metrics: Metrics = field(init=False)
     average: WeightAverage | None = field(init=False)
+    graphed: GraphedStep | None = field(init=False)  # what makes the steps with run.cuda_graph
 
     def __post_init__(self) -> None:
         run = self.options.run
@@ -79,6 +86,8 @@ class Parts:
             )
         self.save_every = Every.parse(self.options.save.every, "save.every")
         self.grad_norm = torch.zeros((), device=self.device)
+        self.on_batch: tuple[Callable[..., None], ...] = ()  # the observers' functions, once training has begun
+        self.deadline = float("inf")  # of time.monotonic(), once training has begun
         self.max_seconds = seconds(run.max_time, "run.max_time") if run.max_time else float("inf")
         self.step_key = self.key.at("step", self.strategy.rank)
         self.logging = False  # whether the metrics are read after the present step
@@ -111,10 +120,26 @@ class Parts:
         """Point torch's generators at the draws of micro-batch ``index`` of the step at ``position``."""
         seed_torch(self.step_key.at(position.step * self.loader.accumulate + index), self.device)
 
+    def begin(self, batch: Batch, index: int) -> None:
+        """Show a micro-batch to the observers, and make its random draws depend on (seed, step, index) alone."""
+        for tell in self.on_batch:
+            tell(self, batch)
+        self.seed(self.position, index)
+
     def log_due(self, step: Step) -> bool:
         """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or a stage's end."""
         done = step.end.step
         return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.stage_end
+
+    def ending(self, stop: StopRequests) -> str:
+        """Return why training ends now, or "" to go on; all processes get the same answer."""
+        if self.position.step >= self.steps:
+            return "done"
+        if self.options.run.patience is not None and self.best.stale >= self.options.run.patience:
+            return "early stop"
+        if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
+            return f"stopped by {stop.requested}" if stop.requested else "max_time"
+        return ""
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

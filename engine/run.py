@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -15,6 +15,7 @@ from engine.hookspecs import HOT
 from engine.interfaces import Batch
 from engine.loader import Position, Step
 from engine.parts import Parts
+from engine.profiling import named_range
 from engine.registry import bind
 from engine.signals import StopRequests
 from engine.state import capture
@@ -41,35 +42,42 @@ class Run(Parts):
         """Make one step; its update is masked on the device if a number is not finite."""
         self.recent.append(self.position)
         self.logging = self.log_due(step)
-        loss = self.strategy.forward_backward(self.loss_of, step.batches, self.weight(step.count))
-        for tell in self.on_backward_end:
-            tell(self)
-        overflow = self.precision.unscale(self.optimizer)
-        if (largest := self.options.run.clip) is not None:
-            self.grad_norm = self.strategy.clip(self.parameters, largest)
-        elif self.logging:
-            self.grad_norm = self.strategy.norm(self.parameters)
-        watched = [loss]
-        if overflow is None:  # nobody has looked at the gradients yet
-            watched += [self.grad_norm] if largest else [p.grad for p in self.parameters if p.grad is not None]
-        bad = self.guard.check(watched, overflow, self.strategy)
-        self.strategy.update(self.precision, self.optimizer, bad)
-        for parameter in self.parameters:  # the optimiser's zero_grad does the same in ten times as long
-            parameter.grad = None
-        applied = self.guard.settle()
-        self.rates.advance(applied)
-        if self.average:
-            self.average.update(applied, self.rates.updates)
-        self.metrics.settle(applied)
-        self.position = step.end
+        loss, applied = self.graphed(self, step) if self.graphed else self.compute(step.batches, step.count)
+        # The stage is the run's own: the loader prepared this step when another may have been under way.
+        self.position = Position(step.end.step, step.end.sample, self.position.stage)
         for tell in self.on_step_end:
             tell(self, loss, applied)
 
+    def compute(self, batches: Sequence[Batch], count: int) -> tuple[Tensor, Tensor]:
+        """Do a step's arithmetic, without waiting for the device; return the summed loss and whether it was applied."""
+        with named_range("forward and backward"):
+            loss = self.strategy.forward_backward(self.loss_of, batches, self.weight(count))
+        for tell in self.on_backward_end:
+            tell(self)
+        with named_range("update"):
+            overflow = self.precision.unscale(self.optimizer)
+            if (largest := self.options.run.clip) is not None:
+                self.grad_norm = self.strategy.clip(self.parameters, largest)
+            elif self.logging:
+                self.grad_norm = self.strategy.norm(self.parameters)
+            watched = [loss]
+            if overflow is None:  # nobody has looked at the gradients yet
+                watched += [self.grad_norm] if largest else [p.grad for p in self.parameters if p.grad is not None]
+            bad = self.guard.check(watched, overflow, self.strategy)
+            self.strategy.update(self.precision, self.optimizer, bad)
+            for parameter in self.parameters:  # the optimiser's zero_grad does the same in ten times as long
+                parameter.grad = None
+            applied = self.guard.settle()
+            self.rates.advance(applied)
+            if self.average:
+                self.average.update(applied, self.rates.updates)
+            self.metrics.settle(applied)
+        return loss, applied
+
     def loss_of(self, batch: Batch, index: int) -> Tensor:
         """Return a micro-batch's summed loss; its random draws depend on (seed, step, index) alone."""
-        for tell in self.on_batch:
-            tell(self, batch)
-        self.seed(self.position, index)
+        if self.graphed is None:  # a graph holds nothing that the host does, so there it is done before
+            self.begin(batch, index)
         with self.precision.forward():
             outputs = self.network(batch.images)
             loss = self.loss(outputs, batch.targets)
@@ -119,16 +127,6 @@ class Run(Parts):
                 self.hooks.on_save_checkpoint(run=self, state=observed)
                 self.checkpoints.save(self.position.step, *capture(self, observed))
             self.saved_step = self.position.step
-
-    def ending(self, stop: StopRequests) -> str:
-        """Return why training ends now, or "" to go on; all processes get the same answer."""
-        if self.position.step >= self.steps:
-            return "done"
-        if self.options.run.patience is not None and self.best.stale >= self.options.run.patience:
-            return "early stop"
-        if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
-            return f"stopped by {stop.requested}" if stop.requested else "max_time"
-        return ""
 
     @contextmanager
     def lifecycle(self) -> Iterator[StopRequests]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from engine import checkpoint, huge_pages, kept_memory, manifest
 from engine.assembly import build_augmentations, build_chooser, build_model, open_split, prepare_device, require_targets
 from engine.evaluation import evaluate
-from engine.loader import Layout, TestLoader
+from engine.host_to_device import Layout
+from engine.loader import TestLoader
 from engine.randomness import Key
 from engine.session import Session
 from engine.state import AVERAGE, MODEL

@@ -53,9 +53,25 @@ class Csv(Observer):
         return CsvFile()
 
 
+@dataclass
+class Profile(Observer):
+    """A trace of a few steps on host and GPU, for Perfetto, chrome://tracing and TensorBoard's profiler plugin."""
+
+    wait: int = option(10, "steps to leave out at first: they load libraries and allocate memory", at_least=0)
+    warmup: int = option(2, "steps to profile without keeping them: the first ones are slowed down", at_least=1)
+    record: int = option(5, "steps to record", at_least=1)
+
+    def build(self) -> object:
+        """Make the observer; it watches from the run's first step on."""
+        from .trace import Trace
+
+        return Trace(self.wait, self.warmup, self.record)
+
+
 @hookimpl
 def engine_options(store: Store) -> None:
     """Register the observers."""
     store.add("observe", "progress", Progress)
     store.add("observe", "tensorboard", TensorBoard)
     store.add("observe", "csv", Csv)
+    store.add("observe", "profile", Profile)

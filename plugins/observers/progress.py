@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from engine import hookimpl
+
+from .writing import near, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +56,9 @@ class Progress:
         self._metrics = ["loss", *run.loss.metrics]
         self._first_step = run.position.step
         self._started = self._told_at = time.monotonic()
-        _say(introduction(run))
+        say(introduction(run))
         for table in run.tables:
-            _say(table)
+            say(table)
         if sys.stderr.isatty() and not run.sweep:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns  # 0 where nobody told the terminal its size
             self._bar = Bar(
@@ -118,9 +119,9 @@ class Progress:
         line = f"{outcome}: {run.position.step:,} steps, {_clock(time.monotonic() - self._started)}"
         if run.best.score is not None:
             line += f"; best test {run.best.name} {_value(run.best.name, run.best.score)} at step {run.best.step:,}"
-        _say(f"{line}; run folder {_near(run.out)}")
+        say(f"{line}; run folder {near(run.out)}")
         if "tensorboard" in run.options.observe and not run.sweep:  # of a sweep one watches all runs together
-            _say(f"watch: tensorboard --logdir {shlex.quote(_near(run.out))}")
+            say(f"watch: tensorboard --logdir {shlex.quote(near(run.out))}")
 
     def _tell(self, run: Run) -> None:
         step = run.position.step
@@ -131,7 +132,7 @@ class Progress:
         if step > self._first_step:
             per_step = (self._told_at - self._started) / (step - self._first_step)
             line += f"  {_clock(per_step * (run.steps - step))} left"
-        _say(line)
+        say(line)
 
     def _words(self) -> str:
         tags = [f"train/{name}" for name in self._metrics]
@@ -175,16 +176,6 @@ def _value(name: str, value: float) -> str:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def _near(path: Path) -> str:
-    """Return the path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _nothing() -> None:

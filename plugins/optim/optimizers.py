@@ -22,6 +22,7 @@ class FusedSGD(SGD):
     network. ``step_unless`` keeps them; the arithmetic is the same kernel's, bit for bit.
     """
 
+    capturable = True  # a CUDA graph may hold ``step_unless``: it asks for no number and changes tensors in place
     _lists: Sequence[tuple[int, list[Tensor], list[Tensor]]] = ()
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:

@@ -17,6 +17,7 @@ class SingleProcess(Strategy):
 
     rank = 0
     world = 1
+    capturable = True
 
     def forward_backward(
         self, loss_of: Callable[[Batch, int], Tensor], batches: Sequence[Batch], weight: Tensor

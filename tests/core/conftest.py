@@ -13,6 +13,7 @@ from engine import Run
 from engine.registry import Registry
 
 sys.path.insert(0, str(Path(__file__).parent))
+from graphs_on_host import Host, install
 from small_run import build_run
 
 
@@ -29,3 +30,9 @@ def make(registry: Registry, tmp_path: Path) -> Callable[..., Run]:
         return build_run(registry, tmp_path / out, **given)
 
     return build
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Let torch.cuda's streams, events and graphs be stand-ins that work on the CPU; return what they share."""
+    return install(monkeypatch)

@@ -76,6 +76,15 @@ def test_sums_are_the_same_to_the_bit_however_often_they_are_looked_at():
     assert torch.equal(rarely.sums, often.sums)
 
 
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_both_ways_of_adding_give_the_same_bits(count):
+    rows = torch.tensor(batches(count, seed=2), dtype=torch.float64) / 3
+    one, other = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 0.1, dtype=torch.float64)
+    metrics.add_by_scan(one, rows)
+    metrics.add_each(other, rows)
+    assert torch.equal(one, other)
+
+
 def test_reading_begins_anew_and_over_no_samples_the_mean_is_nan():
     taken = Metrics("train", ["accuracy"], CPU, Alone())
     assert all(math.isnan(value) for value in taken.read().values())

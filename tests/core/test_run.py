@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import Observer, RunFailed, UsageError, hookimpl, manifest
+from engine.interfaces import Stage
 from engine.loader import Position
+from engine.options import Transfer
 
 STILL = Tiny(dropout=0.0)
 
@@ -203,6 +206,36 @@ def test_events_come_in_the_documented_order(make):
     resumed.fit()
     # on_load_checkpoint fires when the run is assembled, before the fit, with what was saved under our name
     assert again.events[:3] == [f"load_checkpoint {len(expected) - 1}", "fit_start at 4", "epoch_start 2"]
+
+
+@dataclass
+class Stages(Transfer):
+    """Three stages of 4, 4 and the remaining steps; notes which of them are begun."""
+
+    def __post_init__(self) -> None:
+        self.begun: list[str] = []
+
+    def build(self) -> Any:
+        def stages(steps: int) -> list[Stage]:
+            return [Stage("first", 4), Stage("second", 4), Stage("third", steps - 8)]
+
+        return SimpleNamespace(stages=stages, prepare=lambda model, stage: self.begun.append(stage.name))
+
+
+def test_every_stage_is_entered_once_and_a_resume_goes_on_in_its_own(make):
+    settings = {"schedule": "constant", "save": {"every": "3 steps", "keep": 9}}
+    whole, again = Stages(), Stages()
+    seen: list[int] = []
+    watch = Watch(then=lambda run: seen.append(run.position.stage))
+    run = make("whole", transfer=whole, observe={"watch": watch}, run={"steps": 14}, **settings)
+    run.fit()
+    assert whole.begun == ["first", "second", "third"]
+    assert seen == [0] * 4 + [1] * 4 + [2] * 6
+    checkpoint = run.out / "checkpoints" / "step-00000006"
+    resumed = make("again", resume=str(checkpoint), transfer=again, run={"steps": 14}, **settings)
+    resumed.fit()
+    assert again.begun == ["second", "third"]
+    assert_same(everything(run), everything(resumed))
 
 
 def test_exception_reaches_observers_and_then_the_caller(make):

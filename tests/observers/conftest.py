@@ -28,6 +28,7 @@ from engine import (
     Transfer,
 )
 from engine.interfaces import Batch
+from engine.metrics import Clock
 from engine.registry import bind, observers
 
 
@@ -129,6 +130,8 @@ def make_run(tmp_path: Path) -> Callable[..., FakeRun]:
             steps=6,
             steps_per_epoch=3,
             device=torch.device("cpu"),
+            strategy=SimpleNamespace(rank=0, world=1),
+            clock=Clock(),
             sweep=sweep,
             tables=["layer   kernel\nconv1   native"],
         )
