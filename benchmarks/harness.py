@@ -14,11 +14,12 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -90,22 +91,30 @@ class Claim:
     met: bool
 
 
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows))
+
+
 class Report:
     """Prints tables as they come, and at the end the claims: as a table, or with ``--json`` as one last line.
 
-    as_markdown: tables are printed in Markdown, for ``docs/results``.
+    as_markdown: tables are printed in Markdown, for ``docs/results``. page: a file that ``close`` writes all tables and
+    claims to, in Markdown below ``heading``; nothing is written if the measuring ends before.
     """
 
-    def __init__(self, as_json: bool = False, as_markdown: bool = False) -> None:
+    def __init__(
+        self, as_json: bool = False, as_markdown: bool = False, page: Path | None = None, heading: str = ""
+    ) -> None:
         self.as_json, self.as_markdown = as_json, as_markdown
         self.claims: list[Claim] = []
+        self._page, self._sections = page, [heading]
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table under its title, every column as wide as its longest entry."""
+        self._sections.append(f"## {title}\n\n{markdown(columns, rows)}")
         if self.as_markdown:
-            print(f"\n{title}\n")
-            for row in (columns, ["---"] * len(columns), *rows):
-                print(f"| {' | '.join(row)} |", flush=True)
+            print(f"\n{title}\n\n{markdown(columns, rows)}", flush=True)
             return
         widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]
         print(f"\n{title}")
@@ -119,11 +128,16 @@ class Report:
     def close(self, **more: Any) -> None:
         """Print the claims, and what the figures depend on: the machine, and what a benchmark adds."""
         facts = machine() | more
+        columns = ["claim", "value", "target", "unit", "met"]
+        rows = [[c.name, f"{c.value:.4g}", f"{c.target:g}", c.unit, "yes" if c.met else "NO"] for c in self.claims]
+        if self._page:
+            heading, *sections = self._sections
+            claims = f"## Claims\n\n{markdown(columns, rows)}"
+            self._page.write_text("\n\n".join([heading, claims, *sections]) + "\n")
         if self.as_json:
             print(json.dumps({"claims": [asdict(claim) for claim in self.claims], "machine": facts}))
             return
-        rows = [[c.name, f"{c.value:.4g}", f"{c.target:g}", c.unit, "yes" if c.met else "NO"] for c in self.claims]
-        self.table("claims", ["claim", "value", "target", "unit", "met"], rows)
+        self.table("claims", columns, rows)
         print("\n" + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
 
 
@@ -145,6 +159,12 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def refuse(benchmark: str, reason: str) -> NoReturn:
+    """Exit with 2 and one line."""
+    print(f"benchmarks/{benchmark}: {reason}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def arguments(

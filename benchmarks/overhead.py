@@ -1,5 +1,7 @@
 """The engine's time per step over the same loop written by hand, beside PyTorch Lightning and Ignite.
 
+With ``--device cuda``: the host's time per step on a GPU, over the same loop written by hand, also by CUDA graphs.
+
 Every loop trains the same network from the same weights on the same ready batches with fused SGD; that they end with
 the same weights, to the last bit, is checked. Each turn is a whole fit; it is timed from one request for a batch to a
 later one, so its set-up and its end are left out. See docs/results/overhead.md.
@@ -9,9 +11,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import shlex
 import statistics
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from harness import Report, Side, Times, arguments, interleave
+from convolutions.gpu import device
+from harness import Report, Side, Times, arguments, interleave, refuse
 from loops import Loop, Work, plain
 from loops.ours import CLASSES, engine_loop
 from loops.sections import sections
@@ -33,6 +38,7 @@ PLAIN = "plain PyTorch"
 AGAIN = "plain PyTorch once more"  # how far its ratio is from 1 is what the other ratios may be off by
 ACCURACY = "plain PyTorch, accuracy too"
 ENGINE, ENGINE_ALONE = "engine", "engine, no observers"
+BY_GRAPH, ENGINE_BY_GRAPH = "plain PyTorch, CUDA graph", "engine, CUDA graph"
 LIGHTNING, IGNITE = "Lightning, barebones", "Ignite, no handlers"
 AT_20_MS = (PLAIN, ENGINE, AGAIN, LIGHTNING, IGNITE)  # with --quick
 
@@ -43,13 +49,14 @@ def network(model: str, shape: tuple[int, int, int], **settings: int) -> nn.Modu
     return Registry.load().entry("model", model).options(**settings).build(shape, CLASSES)  # type: ignore[attr-defined]
 
 
-def batches(shape: tuple[int, int, int], size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return ready batches of noise."""
+def batches(shape: tuple[int, int, int], size: int, where: str = "cpu") -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ready batches of noise, the same on every device."""
     generator = torch.Generator().manual_seed(1)
-    return [
+    made = [
         (torch.randn(size, *shape, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
         for _ in range(BATCHES)
     ]
+    return [(images.to(where), targets.to(where)) for images, targets in made]
 
 
 def calibrated(name: str, net: nn.Module, shape: tuple[int, int, int], wanted: float, steps: int, skipped: int) -> Work:
@@ -134,11 +141,69 @@ def show(report: Report, title: str, times: Times) -> None:
     report.table(title, ["loop", "ms", *(f"over {name}" for name in plain_ones)], rows)
 
 
+def more(parser: ArgumentParser) -> None:
+    """Add what this benchmark takes beside the common options."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the loops train")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write tables and claims to a file, in Markdown")
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and report."""
-    options = arguments(__doc__ or "", given)
+    options = arguments(__doc__ or "", given, more)
+    if options.write and not options.write.absolute().parent.is_dir():
+        refuse("overhead.py", f"--write {options.write}: there is no such folder")
+    if options.device == "cuda":
+        if reason := device.no_gpu():
+            refuse("overhead.py", f"--device cuda: {reason}")
+        on_gpu(options, sys.argv[1:] if given is None else given)
+    else:
+        on_cpu(options)
+
+
+def on_gpu(options: Namespace, given: Sequence[str]) -> None:
+    """Measure the host's time of a step whose kernels the GPU computes as fast as the host launches them."""
+    torch.set_num_threads(1)
+    facts, registry = device.facts(), Registry.load()
+    print(device.line(facts))
+    heading = (
+        "# What the engine adds to a step on a GPU: tables\n\n"
+        f"Written by `python benchmarks/overhead.py {shlex.join(given)}`; [overhead.md](overhead.md#on-a-gpu) says "
+        f"what is measured and how.\n\n{device.line(facts)}"
+    )
+    report = Report(options.json, page=options.write, heading=heading)
+    found: dict[str, Loop] = {
+        PLAIN: plain.plain,
+        ACCURACY: plain.with_accuracy,
+        ENGINE: engine_loop(registry),
+        AGAIN: plain.plain,
+        ENGINE_ALONE: engine_loop(registry, observers=()),
+        BY_GRAPH: plain.graphed,
+        ENGINE_BY_GRAPH: engine_loop(registry, cuda_graph=True),
+    }
+    gc.freeze()
+    times = compare(found, gpu_work(), options.rounds or (11 if options.quick else 41))
+    rows = [
+        [n, times.spread(n).text(1e6, 1), *(times.difference(n, over).text(1e6, 1) for over in (PLAIN, BY_GRAPH))]
+        for n in times
+    ]
+    heads = ["loop", "us", f"us more than {PLAIN}", f"us more than {BY_GRAPH}"]
+    report.table("host time of a step whose network is one linear layer, no log among them", heads, rows)
+    report.claim("host time per step", times.difference(ENGINE, PLAIN).median * 1e6, 50, "us")
+    by_graph = times.difference(ENGINE_BY_GRAPH, BY_GRAPH).median * 1e6
+    report.claim("host time per step, by CUDA graphs", by_graph, 50, "us")
+    report.close(**facts)
+
+
+def gpu_work() -> Work:
+    """Return the work on a GPU: steps after its queue was emptied, so few that their launches do not fill it."""
+    return Work(linear_network(), batches((1, 8, 8), 16, "cuda"), 20, 10, settle=torch.cuda.synchronize)
+
+
+def on_cpu(options: Namespace) -> None:
+    """Measure the loops by wall time, and the host's time by itself."""
     torch.set_num_threads(options.threads)
-    report, registry = Report(options.json), Registry.load()
+    heading = f"# What the engine adds to a step: tables\n\nthreads: {options.threads}"
+    report, registry = Report(options.json, page=options.write, heading=heading), Registry.load()
     found = loops(registry)
     gc.freeze()  # what is imported by now need not be looked through before every turn
     one_millisecond(report, found, options.rounds or (8 if options.quick else 41))
@@ -173,9 +238,13 @@ def twenty_milliseconds(report: Report, found: Mapping[str, Loop], steps: int, r
 
 def linear_work() -> Work:
     """Return a work whose steps have next to nothing to compute: one linear layer, 16 images of 8x8."""
+    return Work(linear_network(), batches((1, 8, 8), 16), 100, 10, time.thread_time)
+
+
+def linear_network() -> nn.Module:
+    """Return the one linear layer, for images of 8x8."""
     torch.manual_seed(0)
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
-    return Work(linear, batches((1, 8, 8), 16), 100, 10, time.thread_time)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
 
 
 def host_time(report: Report, found: Mapping[str, Loop], rounds: int) -> None:

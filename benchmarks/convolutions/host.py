@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from harness import Side, interleave
 from torch import Tensor
 
+from .gpu.replay import queueing
 from .layers import Conv
 from .measuring import LAYOUTS, NHWC, Bench, Operands
 
@@ -21,10 +23,12 @@ def overhead(bench: Bench) -> None:
     """Microseconds of one call on tensors so small that computing them takes next to nothing; one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # A turn is many calls already: more of them before the GPU is waited for would fill its queue.
+    host = partial(queueing, calls=1) if bench.clock.host is queueing else bench.clock.host
     rows: dict[str, list[str]] = {}
     heads = []
     for title, mode in (("forward", "none"), ("forward, weight trains", "forward"), ("and backward", "backward")):
-        sides = {name: turn(call, mode) for name, call in calls(bench).items()}
+        sides = {name: host(turn(call, mode)) for name, call in calls(bench).items()}
         times = interleave(sides, 5 if bench.quick else 31)
         heads += [f"{title}, us", f"more than {NHWC}"]
         for name in sides:
@@ -37,7 +41,7 @@ def overhead(bench: Bench) -> None:
 
 def calls(bench: Bench) -> dict[str, tuple[Callable[..., Tensor], Operands]]:
     """Return forward functions of images and weight with their operands: torch's layouts, and kernels by our op."""
-    spec = TINY.spec(1)
+    spec = TINY.spec(1, bench.device)
     geometry = (spec.stride, spec.padding, spec.dilation, spec.groups)
     arrays = {layout: Operands.of(spec, layout) for layout in LAYOUTS}
     found: dict[str, tuple[Callable[..., Tensor], Operands]] = {

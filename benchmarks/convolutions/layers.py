@@ -31,13 +31,13 @@ class Conv:
     first: bool = False
     times: int = 1
 
-    def spec(self, batch: int) -> ConvSpec:
+    def spec(self, batch: int, device: str = "cpu") -> ConvSpec:
         """Return the convolution of so many images, in NHWC order."""
         padding = self.kernel // 2 if self.padding is None else self.padding
         return ConvSpec.of(
             (batch, self.channels, self.size, self.size),
             (self.filters, self.channels // self.groups, self.kernel, self.kernel),
-            (self.stride, self.stride), (padding, padding), groups=self.groups, channels_last=True,
+            (self.stride, self.stride), (padding, padding), groups=self.groups, channels_last=True, device=device,
         )  # fmt: skip
 
     @property

@@ -1,7 +1,8 @@
 """Measuring one convolution: the engine's kernels beside torch's own, in both of its layouts.
 
 The engine is called as a model calls it, through ``torch.ops.engine``, so the host's time is part of it; torch through
-``torch.conv2d`` and ``aten::convolution_backward``. Every call of either allocates its output.
+``torch.conv2d`` and ``aten::convolution_backward``. Every call of either allocates its output. How a call is timed is
+what a ``Clock`` says: here that of the CPU, in ``gpu/replay.py`` that of GPUs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from harness import Report, Side, Spread, Times, interleave
@@ -39,6 +40,27 @@ class Pace:
         return max(self.least, min(self.most, int(self.seconds / round_seconds)))
 
 
+def side(function: Callable[[], Any]) -> Side:
+    """Return the side that makes one call and lets go of its result, which is part of the work."""
+
+    def turn() -> None:
+        function()
+
+    return turn
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How the calls of a comparison are timed, and where: what makes a side of a function."""
+
+    device: str
+    side: Callable[[Callable[[], Any]], Side]  # its time until the result is there, kernels alone on a GPU
+    host: Callable[[Callable[[], Any]], Side]  # the time until the host may go on
+
+
+WALL = Clock("cpu", side, side)
+
+
 @dataclass
 class Bench:
     """What every section is given."""
@@ -47,6 +69,12 @@ class Bench:
     pace: Pace
     quick: bool
     registry: Registry
+    clock: Clock = WALL
+
+    @property
+    def device(self) -> str:
+        """The type of the device that both sides compute on."""
+        return self.clock.device
 
     @property
     def batch(self) -> int:
@@ -80,11 +108,12 @@ class Operands(NamedTuple):
 
     @classmethod
     def of(cls, spec: ConvSpec, layout: str) -> Operands:
-        """Return arrays of normal noise, the same values in both layouts."""
+        """Return arrays of normal noise, the same values in both layouts and on every device."""
         generator = torch.Generator().manual_seed(0)
         order = torch.channels_last if layout == NHWC else torch.contiguous_format
         shapes = (spec.input_shape, spec.weight_shape, spec.output_shape)
-        return cls(*(torch.randn(s, generator=generator).contiguous(memory_format=order) for s in shapes))
+        values = (torch.randn(shape, generator=generator) for shape in shapes)
+        return cls(*(value.to(spec.device).contiguous(memory_format=order) for value in values))
 
 
 def torch_call(spec: ConvSpec, direction: str, operands: Operands) -> Call:
@@ -97,15 +126,6 @@ def torch_call(spec: ConvSpec, direction: str, operands: Operands) -> Call:
     which = 0 if direction == "backward_input" else 1
     wanted = (which == 0, which == 1, False)
     return lambda: backward(gradient, images, weight, None, *geometry, False, (0, 0), spec.groups, wanted)[which]
-
-
-def side(function: Call) -> Side:
-    """Return the side that makes one call and lets go of its result, which is part of the work."""
-
-    def turn() -> None:
-        function()
-
-    return turn
 
 
 def compare(sides: dict[str, Side], pace: Pace) -> Times:
@@ -138,20 +158,29 @@ def contest(
 
     The fastest is found first, in rounds that do not count. Raises SystemExit where all of them refuse the layer.
     """
+    taken, arrays = entrants(bench, spec, direction, names), {layout: Operands.of(spec, layout) for layout in LAYOUTS}
+    ours = {n: bench.clock.side(call(spec, direction, k, prepared, arrays[NHWC])) for n, k in taken.items()}
+    best = fastest(ours)
+    kept = {name: ours[name] for name in ours if name in (best, also)}
+    native = {layout: bench.clock.side(torch_call(spec, direction, arrays[layout])) for layout in LAYOUTS}
+    return Contest(compare(kept | native, bench.pace), best)
+
+
+def entrants(bench: Bench, spec: ConvSpec, direction: str, names: Sequence[str]) -> dict[str, ConvKernel]:
+    """Return those of the named kernels that take a direction of a layer. Raises SystemExit where all refuse it."""
     kernels = {kernel.name: kernel for kernel in bench.kernels(names)}
     refused = {name: reason for name, kernel in kernels.items() if (reason := kernel.refuses(spec, direction))}
-    taken = {name: kernel for name, kernel in kernels.items() if name not in refused}
-    if not taken:
+    if len(refused) == len(kernels):
         raise SystemExit(f"nothing to measure in the {direction} of {spec}: {refused}")
-    arrays = {layout: Operands.of(spec, layout) for layout in LAYOUTS}
-    ours = {n: side(call(spec, direction, k, prepared, arrays[NHWC])) for n, k in taken.items()}
-    best = next(iter(ours))
-    if len(ours) > 1:
-        trial = interleave(ours, rounds=2)
-        best = min(ours, key=lambda name: min(trial[name]))
-    kept = {name: ours[name] for name in ours if name in (best, also)}
-    native = {layout: side(torch_call(spec, direction, arrays[layout])) for layout in LAYOUTS}
-    return Contest(compare(kept | native, bench.pace), best)
+    return {name: kernel for name, kernel in kernels.items() if name not in refused}
+
+
+def fastest(sides: dict[str, Side]) -> str:
+    """Return the name of the side with the best turn in a trial."""
+    if len(sides) == 1:
+        return next(iter(sides))
+    trial = interleave(sides, rounds=2)
+    return min(sides, key=lambda name: min(trial[name]))
 
 
 def geometric_mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
-from harness import Side, Times
+from harness import Times
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.interfaces import DIRECTIONS, KernelChooser
+from engine.interfaces import DIRECTIONS, ConvSpec, KernelChooser
 from engine.measuring import call
 from engine.tables import kernel_table
 
@@ -22,11 +24,11 @@ from .measuring import (
     NCHW,
     NHWC,
     Bench,
+    Call,
     Contest,
     Operands,
     compare,
     geometric_mean,
-    side,
     torch_call,
 )
 from .networks import vgg16
@@ -46,22 +48,25 @@ def network(bench: Bench) -> None:
     for training, count in ((True, bench.batch), (False, 1)):
         name = f"VGG-16 {'training step' if training else 'inference'}, N={count}, {size}x{size}, kernels=auto"
         with ExitStack() as stack, torch.set_grad_enabled(training):
-            sides = network_sides(bench, size, count, training, stack)
-            found = Contest(compare(sides, bench.pace), AUTO)
-        rows = [[n, found.times.spread(n).text(1e3, 1), found.gain(n).text(digits=2)] for n in sides]
+            calls = network_calls(bench, size, count, training, stack)
+            found = Contest(compare({name: bench.clock.side(call) for name, call in calls.items()}, bench.pace), AUTO)
+        rows = [[n, found.times.spread(n).text(1e3, 1), found.gain(n).text(digits=2)] for n in calls]
         bench.report.table(name, ["", "ms", "times the engine's"], rows)
         bench.claim(f"{name}, over plain PyTorch in its best layout", found.gain().median, 1.8)
-        del sides
+        del calls
         gc.collect()
 
 
-def network_sides(bench: Bench, size: int, batch: int, training: bool, stack: ExitStack) -> dict[str, Side]:
-    """Return a side for each of three equal networks: torch's two and the engine's, whose plan is printed.
+def network_calls(
+    bench: Bench, size: int, batch: int, training: bool, stack: ExitStack
+) -> dict[str, Callable[[], Any]]:
+    """Return a call of each of three equal networks: torch's two and the engine's, whose plan is printed.
 
     For inference the engine's weights stay prepared until ``stack`` closes.
     """
-    images, labels, first = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,)), vgg16(size)
-    sides: dict[str, Side] = {}
+    images, labels = torch.randn(batch, 3, size, size).to(bench.device), torch.randint(1000, (batch,)).to(bench.device)
+    first = vgg16(size).to(bench.device)
+    calls: dict[str, Callable[[], Any]] = {}
     for name in (*LAYOUTS, AUTO):
         order = torch.contiguous_format if name == NCHW else torch.channels_last
         model = copy.deepcopy(first).to(memory_format=order).train(training)  # type: ignore[call-overload]
@@ -72,12 +77,12 @@ def network_sides(bench: Bench, size: int, batch: int, training: bool, stack: Ex
             if not training:
                 stack.enter_context(kernels.prepared(model))
         arranged = images.contiguous(memory_format=order)
-        sides[name] = training_step(model, arranged, labels) if training else side(partial(model, arranged))
-    return sides
+        calls[name] = training_step(model, arranged, labels) if training else partial(model, arranged)
+    return calls
 
 
-def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Side:
-    """Return the side that makes one whole step: forward, loss, backward, update."""
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Return what makes one whole step: forward, loss, backward, update."""
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM)  # unfused: torch's fused one would copy NHWC weights
 
     def step() -> None:
@@ -102,12 +107,12 @@ class Behind(nn.Module):
 
 def choice(bench: Bench, conv: Conv, batch: int) -> dict[str, str]:
     """Return the kernel that ``kernels=auto`` measures and takes for each direction of a layer."""
-    spec = conv.spec(batch)
+    spec = conv.spec(batch, bench.device)
     layer = nn.Conv2d(
         spec.channels, spec.filters, spec.kernel, spec.stride, spec.padding, groups=spec.groups, bias=False
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kernels = chooser(bench)
-    [row] = kernels.apply(nn.Sequential(layer) if conv.first else Behind(layer), spec.input_shape)
+    [row] = kernels.apply((nn.Sequential(layer) if conv.first else Behind(layer)).to(bench.device), spec.input_shape)
     return kernels.plan()["layers"][row.layer][1]
 
 
@@ -135,17 +140,22 @@ def auto(bench: Bench) -> None:
 @torch.no_grad()
 def measured_again(bench: Bench, conv: Conv, batch: int, chosen: dict[str, str]) -> Times:
     """Return the times of each direction by the chosen kernel and by torch in both layouts, all in turns."""
-    spec = conv.spec(batch)
+    calls = chosen_calls(bench, conv.spec(batch, bench.device), chosen)
+    return compare({name: bench.clock.side(call) for name, call in calls.items()}, bench.pace)
+
+
+def chosen_calls(bench: Bench, spec: ConvSpec, chosen: dict[str, str]) -> dict[str, Call]:
+    """Return a call of each direction by the chosen kernel and by torch in both layouts: "forward torch NCHW"."""
     arrays = {layout: Operands.of(spec, layout) for layout in LAYOUTS}
-    sides: dict[str, Side] = {}
+    calls: dict[str, Call] = {}
     untouched = set(chosen.values()) == {"native"}  # then a model computes as it does without the engine
     for direction, name in chosen.items():
         [kernel] = bench.kernels([name])
         ours = torch_call(spec, direction, arrays[NHWC]) if untouched else None
-        sides[f"{direction} {AUTO}"] = side(ours or call(spec, direction, kernel, arrays=arrays[NHWC]))
+        calls[f"{direction} {AUTO}"] = ours or call(spec, direction, kernel, arrays=arrays[NHWC])
         for layout in LAYOUTS:
-            sides[f"{direction} {layout}"] = side(torch_call(spec, direction, arrays[layout]))
-    return compare(sides, bench.pace)
+            calls[f"{direction} {layout}"] = torch_call(spec, direction, arrays[layout])
+    return calls
 
 
 def sums(times: Times, name: str) -> list[float]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 LR, MOMENTUM = 2.0**-7, 0.875
@@ -26,13 +27,22 @@ LR, MOMENTUM = 2.0**-7, 0.875
 
 @dataclass(frozen=True)
 class Work:
-    """What to train: a network, ready batches (used in turn), and how many steps: ``skipped`` ones, then timed ones."""
+    """What to train: a network, ready batches (used in turn), and how many steps: ``skipped`` ones, then timed ones.
+
+    The network is on the CPU, the batches are where it is trained. ``settle`` is called right before the timing begins.
+    """
 
     network: nn.Module
     batches: Sequence[tuple[Tensor, Tensor]]
     steps: int
     skipped: int
     clock: Callable[[], float] = time.perf_counter
+    settle: Callable[[], object] = lambda: None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the loops train."""
+        return self.batches[0][0].device
 
     @property
     def length(self) -> int:
@@ -40,8 +50,8 @@ class Work:
         return self.skipped + self.steps + 1
 
     def fresh(self) -> nn.Module:
-        """Return a copy of the network, in its first state."""
-        return copy.deepcopy(self.network)
+        """Return a copy of the network, in its first state, on the device."""
+        return copy.deepcopy(self.network).to(self.device)
 
     def feed(self, items: Sequence[Any] | None = None) -> Feed:
         """Return the batches, or ``items`` made of them, as a loop takes them."""
@@ -67,6 +77,7 @@ class Feed:
         first, last = self._work.skipped, self._work.skipped + self._work.steps
         for number in range(self._work.length):
             if number == first:
+                self._work.settle()
                 self._begun = clock()
             elif number == last:
                 self._ended = clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,21 +61,23 @@ class Given(Model):
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         """Make the copy."""
-        return self.work.fresh()
+        return copy.deepcopy(self.work.network)
 
 
-def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS) -> tuple[Run, Feed]:
+def build_run(
+    work: Work, registry: Registry, folder: Path, observers: Sequence[str] = OBSERVERS, cuda_graph: bool = False
+) -> tuple[Run, Feed]:
     """Return a run of the default components that trains ``work``, and its feed.
 
-    It logs every 50 steps, as by default, or as often as there are timed steps if those are fewer. Its first log, which
-    also writes an image and the head of a table, comes after its first step, which is not timed.
+    It logs every 50 steps, as by default, or on a CPU as often as there are timed steps if those are fewer. Its first
+    log, which also writes an image and the head of a table, comes after its first step, which is not timed.
     """
 
     def chosen(group: str, name: str) -> Any:
         return registry.entry(group, name).options()
 
     images, _ = work.batches[0]
-    log_every = min(50, work.steps)
+    log_every = min(50, work.steps) if work.device.type == "cpu" else 50
     before = Position(log_every - 1)
     optimizer = chosen("optim", "sgd")
     optimizer.lr, optimizer.momentum, optimizer.weight_decay = LR, MOMENTUM, 0.0
@@ -94,7 +97,8 @@ def build_run(work: Work, registry: Registry, folder: Path, observers: Sequence[
         run=RunOptions(
             steps=before.step + work.length,
             batch=len(images),
-            device="cpu",
+            device=work.device.type,
+            cuda_graph=cuda_graph,
             evaluate_every="never",
             log_every=log_every,
         ),
@@ -119,12 +123,12 @@ def ready_steps(work: Work, position: Position) -> list[Step]:
     return steps
 
 
-def engine_loop(registry: Registry, observers: Sequence[str] = OBSERVERS) -> Loop:
-    """Return the loop that trains with ``Run.fit``, observed by ``observers``."""
+def engine_loop(registry: Registry, observers: Sequence[str] = OBSERVERS, cuda_graph: bool = False) -> Loop:
+    """Return the loop that trains with ``Run.fit``, observed by ``observers``, with ``cuda_graph`` by replays."""
 
     def loop(work: Work) -> tuple[float, nn.Module]:
         with stage() as folder:
-            run, feed = build_run(work, registry, Path(folder), observers)
+            run, feed = build_run(work, registry, Path(folder), observers, cuda_graph)
             run.fit()
         return feed.seconds, run.model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import overhead
-from loops import LR, Work, plain
+from loops import LR, Work, ours, plain
 from loops.ours import engine_loop
 
 from engine.registry import Registry
@@ -91,3 +92,50 @@ def test_quick_and_json_go_all_the_way(
     }
     sections = {"guard", "learning rate", "metrics: accuracy", "metrics: sums", "observers", "random seed"}
     assert all(any(line.startswith(section) for line in lines) for section in sections)
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        overhead.main(["--device", "cuda"])
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("benchmarks/overhead.py: --device cuda: torch 2.")
+    assert "(CUDA 13.0) finds no GPU" in line
+
+
+def test_on_a_gpu_the_hosts_time_is_claimed_and_written(
+    work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way of ``--device cuda``, on the CPU: without the loops that need graphs."""
+    settled = []
+    work = dataclasses.replace(work, settle=lambda: settled.append(1))
+    facts = dict.fromkeys(("gpu", "driver", "cuda", "cudnn", "torch", "python", "clocks"), "?")
+    monkeypatch.setattr(overhead.device, "no_gpu", lambda: "")
+    monkeypatch.setattr(overhead.device, "facts", lambda: facts)
+    monkeypatch.setattr(overhead, "gpu_work", lambda: work)
+    monkeypatch.setattr(plain, "graphed", plain.plain)
+    graphs = []
+
+    def loop(registry: Registry, observers: Any = ours.OBSERVERS, cuda_graph: bool = False) -> Any:
+        graphs.append(cuda_graph)
+        return engine_loop(registry, observers)
+
+    monkeypatch.setattr(overhead, "engine_loop", loop)
+    page = tmp_path / "tables.md"
+    overhead.main(["--device", "cuda", "--json", "--rounds", "1", "--write", str(page)])
+    claims = json.loads(capsys.readouterr().out.splitlines()[-1])["claims"]
+    assert [(claim["name"], claim["target"], claim["unit"]) for claim in claims] == [
+        ("host time per step", 50, "us"),
+        ("host time per step, by CUDA graphs", 50, "us"),
+    ]
+    assert graphs == [False, False, True]
+    assert len(settled) == 2 * 7, "each turn waits for the device before it looks at the clock"
+    text = page.read_text()
+    assert text.startswith(
+        "# What the engine adds to a step on a GPU: tables\n\nWritten by `python benchmarks/overhead.py"
+    )
+    assert "| engine, CUDA graph |" in text

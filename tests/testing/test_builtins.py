@@ -43,6 +43,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "kernels=winograd": [{"tile": "2"}, {"tile": "6"}],
     "kernels=auto": [{"cache": "none", "error_budget": 1e-4, "workspace": 0}],
     "observe=tensorboard": [{"histograms": 1, "images": 2}],
+    "observe=profile": [{"wait": 0, "warmup": 1, "record": 2}],
 }
 
 

@@ -1,0 +1,1 @@
+"""``benchmarks/conv.py --device cuda``: the engine's CUDA kernels beside cuDNN, in equal precision."""
