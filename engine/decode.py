@@ -57,6 +57,51 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous()
 
 
+def decode_whole(data: bytes, channels: int, shorter_side: int | None = None) -> np.ndarray:
+    """Return all pixels of a JPEG or PNG, upright, as uint8 [height, width, channels], 1 or 3 channels.
+
+    Where ``shorter_side`` is given, a larger image is reduced to it (``reduced``). Colours and errors are those of
+    ``decode``.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            orientation = _orientation(image)
+            colours = _in_mode(image, MODES[channels])
+    except DAMAGED as error:
+        raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
+    upright = colours.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else colours
+    return reduced(np.array(upright).reshape(upright.height, upright.width, channels), shorter_side)
+
+
+def reduced(pixels: np.ndarray, shorter_side: int | None) -> np.ndarray:
+    """Return uint8 [height, width, 1 or 3], made smaller so that the shorter side has ``shorter_side`` pixels.
+
+    Bilinear and antialiased; the longer side is rounded to whole pixels. A small enough image is returned as it is.
+    """
+    height, width, channels = pixels.shape
+    shorter = min(height, width)
+    if shorter_side is None or shorter <= shorter_side:
+        return pixels
+    size = (round(width * shorter_side / shorter), round(height * shorter_side / shorter))
+    resized = _image(pixels).resize(size, Image.Resampling.BILINEAR)
+    return np.array(resized).reshape(size[1], size[0], channels)
+
+
+def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 [height, width, 1 or 3] scaled so that it just covers ``size``, and cropped to the middle of it.
+
+    size: (height, width). Bilinear and antialiased: what ``decode`` does with the pixels of a file.
+    """
+    wanted = (size[1], size[0])
+    box = _middle((pixels.shape[1], pixels.shape[0]), wanted)
+    resized = _image(pixels).resize(wanted, Image.Resampling.BILINEAR, box=box)
+    return np.array(resized).reshape(*size, pixels.shape[2])
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+
+
 def fault_of(path: Path) -> str:
     """Return why a file's header is not that of a JPEG or PNG, "" if it is; the pixels are not looked at."""
     try:

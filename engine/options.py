@@ -70,6 +70,7 @@ class Job(Component):
 
     group: ClassVar[str] = "job"
     keeps_output: ClassVar[bool] = False  # True: the job owns the run folder and writes into it
+    chooses: ClassVar[Mapping[str, str]] = MappingProxyType({})  # group -> choice, where the command makes none
 
     def build(self) -> Callable[[Session], None]:
         """Return the function that does the work of one command."""

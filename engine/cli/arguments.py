@@ -75,9 +75,10 @@ def _meant(flag: str) -> str:
 
 
 def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str, list[str]]:
-    """Return the job that ``words`` name, and the overrides with that job's short fields written out.
+    """Return the job that ``words`` name, and the overrides with that job's short fields and own choices written out.
 
-    ``evaluate checkpoint=x`` gives ("evaluate", ["job.checkpoint=x"]), ``bench machine`` ("bench_machine", []).
+    ``evaluate checkpoint=x`` gives ("evaluate", ["job.checkpoint=x"]), ``bench machine`` ("bench_machine", []),
+    ``verify`` ("verify", ["data=store"]).
     Raises UsageError for an unknown job, one named twice, or a word that is neither a job nor an override.
     """
     first, overrides = named_job(words, registry.names("job"))
@@ -93,7 +94,15 @@ def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str,
             raise UsageError(f"'{word}' is not an override; write key=value{first}")
     job = named[0] if named else default
     fields = {f.name for f in dataclasses.fields(registry.entry("job", job).options)}
-    return job, [_written_out(word, fields) for word in overrides if not word.startswith("job=")]
+    written = [_written_out(word, fields) for word in overrides if not word.startswith("job=")]
+    return job, [*own_choices(job, overrides, registry), *written]
+
+
+def own_choices(job: str, words: Sequence[str], registry: Registry) -> list[str]:
+    """Return the choices that a job makes itself, as overrides, where ``words`` make none for the group."""
+    chosen = {word.partition("=")[0] for word in words}
+    chooses = getattr(registry.entry("job", job).options, "chooses", {})
+    return [f"{group}={name}" for group, name in chooses.items() if group not in chosen]
 
 
 def named_job(words: Sequence[str], jobs: Sequence[str]) -> tuple[str, list[str]]:

@@ -55,7 +55,7 @@ def candidates(line: str, registry: Registry, presets: Presets) -> list[str]:
     job, words = arguments.named_job(words, registry.names("job"))
     if jobs and job and job not in registry.names("job"):
         return sorted(jobs)  # "engine bench" is no command yet
-    picks = picks_of(words)
+    picks = picks_of([*arguments.own_choices(job, words, registry), *words] if job in registry.names("job") else words)
     known = schema.table(registry, presets.chosen(picks | {"job": [job]} if job else picks))
     known = {key.removeprefix("job."): setting for key, setting in known.items()}
     key, equals, value = word.partition("=")

@@ -6,11 +6,24 @@ import gzip
 import sys
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine import UsageError
+
+
+def needed(module: str, choice: str, distribution: str = "") -> Any:
+    """Return an imported module; raises UsageError saying what to install where it is absent."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        name = distribution or error.name
+        raise UsageError(f"data={choice} needs {name}: pip install 'conv-engine[{choice}]'") from error
 
 
 def folder_at(root: str) -> Path:

@@ -12,32 +12,47 @@ from PIL import Image
 
 from engine import UsageError
 from engine.options import check
-from engine.plugins.data import Cifar10, Cifar100, Digits, Folder, Idx
+from engine.plugins.data import (
+    Arrow,
+    Cifar10,
+    Cifar100,
+    Digits,
+    Folder,
+    Hdf5,
+    Idx,
+    LevelDb,
+    Lmdb,
+    WebDataset,
+)
 from engine.plugins.data.memory import InMemory
 from engine.registry import Registry
 
+ROOTED = [Idx, Cifar10, Cifar100, Folder, Hdf5, Lmdb, LevelDb, WebDataset, Arrow]
 
-def test_the_registry_offers_the_five_sources():
+
+def test_the_registry_offers_the_sources():
     registry = Registry.load()
     for name, options in (
         ("digits", Digits), ("idx", Idx), ("cifar10", Cifar10), ("cifar100", Cifar100), ("folder", Folder),
+        ("hdf5", Hdf5), ("lmdb", Lmdb), ("leveldb", LevelDb), ("webdataset", WebDataset), ("arrow", Arrow),
     ):  # fmt: skip
         assert registry.entry("data", name).options is options
 
 
 def test_importing_the_plugin_imports_nothing_heavy():
-    code = "import sys, engine.plugins.data; print(*{'torch', 'numpy', 'PIL', 'sklearn'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "PIL", "sklearn", "h5py", "plyvel", "fsspec", "pyarrow"}
+    code = f"import sys, engine.plugins.data; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("options", [Idx, Cifar10, Cifar100, Folder])
+@pytest.mark.parametrize("options", ROOTED)
 def test_root_must_be_given(options):
     with pytest.raises(UsageError, match=r"^data\.root must be given"):
         check(options(), "data.")
 
 
-@pytest.mark.parametrize("options", [Idx, Cifar10, Cifar100, Folder])
+@pytest.mark.parametrize("options", ROOTED)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_data_folder_is_named(options, split, tmp_path):
     with pytest.raises(UsageError, match=r"^data\.root=.*/absent: there is no such folder.*$") as error:

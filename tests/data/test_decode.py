@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine import UsageError
-from engine.decode import decode, fault_of
+from engine.decode import decode, decode_whole, fault_of, fit, reduced
 
 ORIENTATION = 0x0112
 
@@ -244,3 +244,58 @@ def test_the_real_gray_and_turned_images(real_data):
             assert (result == result[..., :1]).all()
         if row in turned and int(row["exif_orientation"]) >= 5:
             assert upright.size == Image.open(io.BytesIO(data)).size[::-1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_whole_image_is_what_decoding_to_its_own_size_gives(channels, orientation):
+    """``decode`` itself is held against Pillow and numpy above."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    sides = (31, 20) if orientation >= 5 else (20, 31)
+    wide = Image.fromarray(np.arange(620, dtype=np.uint16).reshape(20, 31) * 105)
+    images = [(Image.fromarray(smooth(20, 31)).convert(mode), "PNG") for mode in ("L", "RGB", "RGBA", "LA", "P")]
+    images += [(Image.fromarray(smooth(20, 31)).convert(mode), "JPEG") for mode in ("L", "RGB", "CMYK")]
+    images[2][0].putalpha(Image.fromarray(noise(20, 31, 1)))
+    for image, kind in [*images, (wide, "PNG")]:
+        data = packed(image, kind, exif=exif)
+        whole = decode_whole(data, channels)
+        assert whole.shape == (*sides, channels)
+        assert whole.dtype == np.uint8
+        assert whole.flags.c_contiguous
+        assert whole.flags.writeable
+        assert np.array_equal(whole, decode(data, (channels, *sides)).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", packed(Image.fromarray(noise(40, 40)), "JPEG")[:-900]])
+def test_the_whole_of_a_damaged_file_is_refused(data):
+    with pytest.raises(UsageError, match=r"^cannot be decoded \(.+\); delete or replace it$"):
+        decode_whole(data, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shorter_side", "expected"),
+    [
+        (40, 60, 20, (20, 30)),
+        (61, 40, 20, (30, 20)),
+        (40, 60, 40, (40, 60)),
+        (40, 60, 99, (40, 60)),
+        (9, 50, 1, (1, 6)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_shorter_side_is_reduced_and_never_enlarged(height, width, shorter_side, expected, channels):
+    pixels = noise(height, width, channels).reshape(height, width, channels)
+    result = reduced(pixels, shorter_side)
+    assert result.shape == (*expected, channels)
+    image = Image.fromarray(pixels.squeeze()).resize(expected[::-1], Image.Resampling.BILINEAR)
+    assert np.array_equal(result, np.asarray(image).reshape(result.shape))
+    assert reduced(pixels, None) is pixels
+
+
+@pytest.mark.parametrize("size", [(8, 8), (30, 12), (64, 64)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fitting_is_pillows(size, channels):
+    pixels = noise(25, 33, channels).reshape(25, 33, channels)
+    expected = ImageOps.fit(Image.fromarray(pixels.squeeze()), size[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(fit(pixels, size).astype(int) - np.asarray(expected).reshape(*size, channels)).max() <= 1

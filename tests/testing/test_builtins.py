@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tarfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 from PIL import Image
 
 from engine.options import Component
+from engine.plugins.data import Folder
+from engine.plugins.stores.packing import Packing
+from engine.plugins.stores.recipe import Recipe
 from engine.registry import Registry
 from engine.testing import (
     check_augment,
@@ -38,6 +43,9 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "augment=normalize": [{"mean": [0.5], "std": [0.25]}],
     "data=cifar100": [{"labels": "coarse"}],
     "data=folder": [{"channels": 1, "size": 12}],
+    "data=hdf5": [{"size": 12}],
+    "data=lmdb": [{"size": 12, "order": "rgb"}],
+    "data=store": [{"size": 9, "check": False}],
     "kernels=native": [{"layers": ["0:naive", "[1-3]:winograd2"]}],
     "kernels=im2col": [{"materialise": True}],
     "kernels=winograd": [{"tile": "2"}, {"tile": "6"}],
@@ -97,9 +105,85 @@ def write_folder(folder: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (10 + number, 14, 3), dtype=np.uint8)).save(path)
 
 
+def write_store(folder: Path) -> None:
+    write_folder(folder / "photographs")
+    for split in ("train", "test"):
+        source = Folder(root=str(folder / "photographs"), size=12).build(split)
+        packing = Packing.begin(folder / split, source, Recipe("pixels", None), shard_size=1000)
+        assert packing
+        for number in range(packing.shards):
+            packing.write_shard(number, 1, lambda count: None)
+        packing.commit()
+
+
+def write_hdf5(folder: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    for split, images, labels in pictures():
+        with h5py.File(folder / f"{split}.h5", "w") as file:
+            file["images"], file["labels"] = images, labels
+
+
+def write_lmdb(folder: Path) -> None:
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    for split, images, labels in pictures():
+        with lmdb.open(str(folder / f"{split}_lmdb")) as database, database.begin(write=True) as transaction:
+            for number, message in enumerate(datums(images, labels)):
+                transaction.put(b"%08d" % number, message)
+
+
+def write_leveldb(folder: Path) -> None:
+    plyvel = pytest.importorskip("plyvel", reason="plyvel is not installed")
+    for split, images, labels in pictures():
+        with plyvel.DB(str(folder / f"{split}_leveldb"), create_if_missing=True) as database:
+            for number, message in enumerate(datums(images, labels)):
+                database.put(b"%08d" % number, message)
+
+
+def write_webdataset(folder: Path) -> None:
+    for split, images, labels in pictures():
+        with tarfile.open(folder / f"{split}-000000.tar", "w") as archive:
+            for number, image in enumerate(images):
+                for ending, content in (("png", png(image)), ("cls", b"%d" % labels[number])):
+                    member = tarfile.TarInfo(f"{number:06}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, BytesIO(content))
+
+
+def write_arrow(folder: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for split, images, labels in pictures():
+        column = [{"bytes": png(image), "path": None} for image in images]
+        parquet.write_table(pa.table({"image": column, "label": labels}), folder / f"{split}.parquet", row_group_size=5)
+
+
+def pictures() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        yield split, rng.integers(0, 256, (count, 10, 14, 3), dtype=np.uint8), np.arange(count) % 3
+
+
+def png(image: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def datums(images: np.ndarray, labels: np.ndarray) -> Iterator[bytes]:
+    """Yield raw Caffe Datums of 3 x 10 x 14 = 420 bytes, whose length is the varint a4 03."""
+    for image, label in zip(images, labels, strict=True):
+        yield b"\x08\x03\x10\x0a\x18\x0e\x22\xa4\x03" + image.transpose(2, 0, 1).tobytes() + bytes((0x28, label))
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "idx": write_idx,
     "cifar10": lambda folder: write_cifar(folder, ("data_batch_1.bin", "test_batch.bin"), 1, 10),
     "cifar100": lambda folder: write_cifar(folder, ("train.bin", "test.bin"), 2, 20),
     "folder": write_folder,
+    "hdf5": write_hdf5,
+    "lmdb": write_lmdb,
+    "leveldb": write_leveldb,
+    "webdataset": write_webdataset,
+    "arrow": write_arrow,
+    "store": write_store,
 }
