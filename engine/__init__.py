@@ -16,6 +16,7 @@ from engine.options import (
     Job,
     Kernels,
     Loss,
+    Marginalize,
     Model,
     Observer,
     Optim,
@@ -56,9 +57,9 @@ _LAZY = {
 }
 
 __all__ = [
-    "Augment", "Data", "EngineError", "Job", "Kernels", "Loss", "Model", "Observer", "Optim", "Options",
-    "Parallel", "Precision", "RunFailed", "Schedule", "Transfer", "UsageError", "hookimpl", "option", "required",
-    *_LAZY,
+    "Augment", "Data", "EngineError", "Job", "Kernels", "Loss", "Marginalize", "Model", "Observer", "Optim",
+    "Options", "Parallel", "Precision", "RunFailed", "Schedule", "Transfer", "UsageError", "hookimpl", "option",
+    "required", *_LAZY,
 ]  # fmt: skip
 
 

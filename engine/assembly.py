@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine import huge_pages, kept_memory, manifest
+from engine.batch_norm import build_statistics
 from engine.checkpoint import Checkpoints
 from engine.cuda_graph import GraphedStep, require_recordable, require_recordable_optimizer
 from engine.ema import WeightAverage
@@ -20,6 +21,7 @@ from engine.guard import Guard
 from engine.host_to_device import Layout
 from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Source
 from engine.loader import Loader, TestLoader
+from engine.marginalization import build_views
 from engine.masking import maskable
 from engine.metrics import Best, Metrics
 from engine.options import Options
@@ -54,12 +56,17 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     require_targets(train, loss)
     loader = Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
     model = build_model(options, train, loader.example(), loss, key)
+    tests = TestLoader(test, augmentations, **reading)
+    views = build_views(options, model, tests, loss, device)
+    statistics = build_statistics(options, model, precision, strategy, lambda: loader)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
     watched, higher_is_better = next(iter(loss.metrics.items()), ("loss", False))
     run = Run(
         options=options,
         loader=loader,
-        test=TestLoader(test, augmentations, **reading),
+        test=tests,
+        views=views,
+        statistics=statistics,
         loss=loss,
         precision=precision,
         strategy=strategy,

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from engine.interfaces import Batch, LossFunction, Precision, Strategy
+from engine.layers import modes_kept
+from engine.marginalization import Views
 from engine.metrics import Metrics
 
 
@@ -21,23 +23,24 @@ def evaluate(
     strategy: Strategy,
     device: torch.device,
     weights: Iterable[AbstractContextManager[None]] = (),
+    *,
+    views: Views,
 ) -> dict[str, float]:
     """Return the mean "test/loss" and metrics over all samples of all processes, with the model in evaluation mode.
 
-    weights: contexts that put other weights into the model (moving average, evaluation precision), entered in
-    this order. The model comes back in the mode and with the weights it had.
+    weights: contexts that put other weights into the model (moving average, evaluation precision, statistics of
+    BatchNorm), entered in this order. views: what a batch's outputs are the average of. Every layer comes back in the
+    mode and with the weights it had.
     """
     metrics = Metrics("test", list(loss.metrics), device, strategy)
-    training = model.training
     with ExitStack() as stack:
         for context in weights:
             stack.enter_context(context)
+        stack.enter_context(modes_kept(model))
         model.eval()
-        try:
-            for batch in batches:
-                with precision.forward():
-                    outputs = model(batch.images)
-                    metrics.add(loss(outputs, batch.targets), loss.measure(outputs, batch.targets), len(batch))
-        finally:
-            model.train(training)
+        stack.enter_context(views.sampling(model))
+        for batch in batches:
+            with precision.forward():
+                outputs = views.outputs(model, batch)
+                metrics.add(loss(outputs, batch.targets), loss.measure(outputs, batch.targets), len(batch))
     return metrics.read()

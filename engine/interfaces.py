@@ -6,7 +6,7 @@ an implementation against the promises made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from engine.randomness import Key
 
 __all__ = [
     "DIRECTIONS", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "KernelChooser", "KernelRow", "LossFunction",
-    "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
+    "Marginalization", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
 ]  # fmt: skip
 
 
@@ -101,6 +101,25 @@ class Augmentation(Protocol):
         return images
 
 
+class Marginalization(Protocol):
+    """Looks at an image several times in an evaluation, which scores the mean of what the model says."""
+
+    def views(self, images: Tensor) -> Iterable[Tensor]:
+        """Yield views of images [n, c, h, w] (a float type, on the device, never edited), each made when asked for.
+
+        Row i of a view is of image i. How many there are, and their sizes, depend on the images' shape alone. What is
+        drawn from torch's generators is the same in every evaluation. Default: the images, once.
+        """
+        yield images
+
+    def sampling(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Return the context of all the views' passes, in which the model may differ from its evaluation mode.
+
+        It leaves the model as it was. Raises UsageError if the model has nothing to sample.
+        """
+        return nullcontext()
+
+
 class LossFunction(Protocol):
     """The objective and the metrics that go with it; ``outputs`` is a tensor or a sequence, the main head first."""
 
@@ -110,6 +129,8 @@ class LossFunction(Protocol):
     """"mean" or "sum" over the step's samples."""
     regression: bool = False
     """Whether targets are rows of numbers [n, outputs], not classes."""
+    softmax: bool = False
+    """Whether the outputs' softmax is the classes' probability, so that an evaluation may average probabilities."""
 
     def outputs(self, classes: int) -> int:
         """Return how many outputs the model needs for so many classes."""

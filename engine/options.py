@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.errors import UsageError, did_you_mean
+from engine.checks import check as check  # beside what it checks, for those who import it
 
 if TYPE_CHECKING:
     import torch
@@ -220,6 +220,18 @@ class Observer(Component):
 
 
 @dataclass
+class Marginalize(Component):
+    """One way to look at an image several times in an evaluation, whose scores are averaged."""
+
+    group: ClassVar[str] = "marginalize"
+    many: ClassVar[bool] = True
+
+    def build(self) -> interfaces.Marginalization:
+        """Make what gives the views."""
+        raise NotImplementedError
+
+
+@dataclass
 class RunOptions:
     """How long to train, on what, and what to do on the way."""
 
@@ -249,6 +261,20 @@ class RunOptions:
 
 
 @dataclass
+class EvaluateOptions:
+    """How an evaluation scores, in training and on its own."""
+
+    average: str = option(
+        "softmax",
+        "what is averaged over the views of marginalize: softmax (probabilities, where the loss is of such) or logits",
+        choices=("softmax", "logits"),
+    )
+    batch_norm: int = option(
+        0, "estimate BatchNorm's statistics anew, over so many training batches; 0: those of training", at_least=0
+    )
+
+
+@dataclass
 class SaveOptions:
     """When to save checkpoints and which of them to keep."""
 
@@ -275,6 +301,8 @@ class Options:
     observe: dict[str, Observer]
     run: RunOptions = field(default_factory=RunOptions)
     save: SaveOptions = field(default_factory=SaveOptions)
+    marginalize: dict[str, Marginalize] = field(default_factory=dict)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     out: str = option("", "folder of the run; by default a new one under runs/")
     resume: str = option("none", "none, auto (newest valid checkpoint), or a run or checkpoint folder")
 
@@ -282,40 +310,10 @@ class Options:
 GROUPS: dict[str, type[Component]] = {
     base.group: base
     for base in (
-        Job, Data, Augment, Model, Loss, Optim, Schedule, Kernels, Parallel, Precision, Transfer, Observer,
+        Job, Data, Augment, Model, Loss, Optim, Schedule, Kernels, Parallel, Precision, Transfer, Marginalize,
+        Observer,
     )
 }  # fmt: skip
-
-
-def check(options: Any, path: str = "") -> None:
-    """Raise UsageError, naming the option, where a composed value is missing, out of bounds or no choice."""
-    for f in dataclasses.fields(options):
-        value, name, rules = getattr(options, f.name), f"{path}{f.name}", f.metadata
-        if dataclasses.is_dataclass(value):
-            check(value, f"{name}.")
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                if dataclasses.is_dataclass(item):
-                    check(item, f"{name}.{key}.")
-        elif value == "???":
-            raise UsageError(f"{name} must be given ({rules.get('help', 'no default')}): add {name}=... to the command")
-        elif value is not None and rules:
-            _check_rules(name, value, rules)
-
-
-def _check_rules(name: str, value: Any, rules: Any) -> None:
-    choices = rules.get("choices")
-    if choices and value not in choices:
-        raise UsageError(f"{name}={value}: no such choice{did_you_mean(str(value), choices)}")
-    for rule, holds, words in (
-        ("at_least", lambda bound: value >= bound, "at least"),
-        ("at_most", lambda bound: value <= bound, "at most"),
-        ("above", lambda bound: value > bound, "above"),
-        ("below", lambda bound: value < bound, "below"),
-    ):
-        bound = rules.get(rule)
-        if bound is not None and not holds(bound):
-            raise UsageError(f"{name}={value}: must be {words} {bound:g}")
 
 
 def default_of(f: dataclasses.Field) -> Any:

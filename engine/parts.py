@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine.errors import UsageError
 from engine.guard import Guard
 from engine.interfaces import Batch
 from engine.loader import Loader, Position, Step, TestLoader
+from engine.marginalization import Views
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
 from engine.randomness import Key, seed_torch
@@ -42,6 +44,8 @@ class Parts:
     options: Options
     loader: Loader
     test: TestLoader
+    views: Views  # what evaluations average over
+    statistics: Callable[[nn.Module], AbstractContextManager[None]]  # of BatchNorm, for evaluations
     loss: interfaces.LossFunction
     precision: interfaces.Precision
     strategy: interfaces.Strategy
@@ -140,6 +144,12 @@ class Parts:
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
             return f"stopped by {stop.requested}" if stop.requested else "max_time"
         return ""
+
+    def weights_to_evaluate(self) -> Sequence[AbstractContextManager[Any]]:
+        """Return the contexts that put into the model, in this order, what it is evaluated with."""
+        average = [self.average.swapped()] if self.average else []
+        quantised, prepared = self.precision.evaluation_weights(self.model), self.kernels.prepared(self.model)
+        return [*average, quantised, prepared, self.statistics(self.model)]
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

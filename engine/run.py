@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -111,9 +111,10 @@ class Run(Parts):
     def evaluate(self) -> bool:
         """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
         with self.clock.paused():
-            average = self.average.swapped() if self.average else nullcontext()
-            weights = (average, self.precision.evaluation_weights(self.model), self.kernels.prepared(self.model))
-            scalars = evaluate(self.model, self.test, self.loss, self.precision, self.strategy, self.device, weights)
+            scalars = evaluate(
+                self.model, self.test, self.loss, self.precision, self.strategy, self.device,
+                self.weights_to_evaluate(), views=self.views,
+            )  # fmt: skip
             improved = self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
             self.hooks.on_evaluate_end(run=self, scalars=scalars)
         return improved

@@ -15,6 +15,7 @@ Give options where you can: a check then also builds the component twice, or ane
 
 from engine.testing.augment import check_augment
 from engine.testing.kernel import SPECS, check_kernel
+from engine.testing.marginalization import check_marginalization
 from engine.testing.observer import check_observer
 from engine.testing.precision import check_precision
 from engine.testing.promises import BrokenPromise
@@ -24,6 +25,6 @@ from engine.testing.source import check_source
 from engine.testing.strategy import check_strategy
 
 __all__ = [
-    "SPECS", "BrokenPromise", "check_augment", "check_kernel", "check_observer", "check_precision", "check_source",
-    "check_strategy", "small_run", "watch_reads",
+    "SPECS", "BrokenPromise", "check_augment", "check_kernel", "check_marginalization", "check_observer",
+    "check_precision", "check_source", "check_strategy", "small_run", "watch_reads",
 ]  # fmt: skip

@@ -110,6 +110,7 @@ class CrossEntropy(interfaces.LossFunction):
 
     metrics = {"accuracy": True}  # noqa: RUF012 - an attribute of the Protocol
     reduction = "mean"
+    softmax = True
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the summed loss."""

@@ -20,6 +20,8 @@ class CrossEntropy(Objective):
     ("Rethinking the Inception architecture"): q = (1 - s) label + s / classes.
     """
 
+    softmax = True
+
     def __init__(self, label_smoothing: float, reduction: str, auxiliary: float, top5: bool) -> None:
         super().__init__(reduction, auxiliary)
         self.label_smoothing, self.top5 = label_smoothing, top5

@@ -19,12 +19,15 @@ class SmallCNN(Model):
 
     width: int = option(32, "filters of the first layer; the second has 2x, the third 4x as many", at_least=1)
     dropout: float = option(0.0, "chance that a pooled feature is dropped in training", at_least=0, at_most=1)
+    drop_connect: float = option(
+        0.0, "chance that a weight of the last layer is dropped in training", at_least=0, below=1
+    )
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         """Make the network. Raises UsageError for images smaller than 8x8."""
         from .cnn import SmallCNN
 
-        return SmallCNN(inputs, outputs, self.width, self.dropout)
+        return SmallCNN(inputs, outputs, self.width, self.dropout, self.drop_connect)
 
 
 @dataclass
@@ -43,12 +46,19 @@ class ResNet20(Model):
     """The CIFAR ResNet of He et al. 2015 with parameter-free (option A) shortcuts, 20 layers by default."""
 
     depth: int = option(20, "layers, 6n + 2: the paper has 20, 32, 44, 56 and 110", at_least=8)
+    survival: float = option(
+        1.0,
+        "stochastic depth (Huang et al. 2016): chance that training keeps the last block's residual; from 1 before "
+        "the first block it falls in equal steps",
+        above=0,
+        at_most=1,
+    )
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         """Make the network. Raises UsageError for a depth that is not 6n + 2."""
         from .resnet import ResNet
 
-        return ResNet(inputs, outputs, self.depth)
+        return ResNet(inputs, outputs, self.depth, self.survival)
 
 
 @hookimpl

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import UsageError
+from engine.layers import DropConnectLinear
 
 
 class SmallCNN(nn.Module):
@@ -13,10 +14,18 @@ class SmallCNN(nn.Module):
 
     [n, channels, height, width] (8x8 at least) -> [n, outputs]. Global average pooling before the linear layer
     makes the number of parameters independent of the image size. Convolutions start as He et al. 2015
-    ("Delving deep into rectifiers") say, with their fan-out.
+    ("Delving deep into rectifiers") say, with their fan-out. With ``drop_connect``, training drops weights of the
+    linear layer.
     """
 
-    def __init__(self, inputs: tuple[int, int, int], outputs: int, width: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inputs: tuple[int, int, int],
+        outputs: int,
+        width: int = 32,
+        dropout: float = 0.0,
+        drop_connect: float = 0.0,
+    ) -> None:
         super().__init__()
         channels, *size = inputs
         if min(size) < 8:
@@ -25,7 +34,10 @@ class SmallCNN(nn.Module):
         self.conv2, self.bn2 = _convolution(width, 2 * width)
         self.conv3, self.bn3 = _convolution(2 * width, 4 * width)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(4 * width, outputs)
+        if drop_connect:
+            self.linear: nn.Linear = DropConnectLinear(4 * width, outputs, p=drop_connect)
+        else:
+            self.linear = nn.Linear(4 * width, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores."""

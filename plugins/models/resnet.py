@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from engine import UsageError
+from engine.layers import StochasticDepth
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions and the sum with their input.
 
     Where the size halves, the shortcut takes every second pixel and adds channels of zeros, as many before as
-    after the others: the paper's option A, which has no parameters.
+    after the others: the paper's option A, which has no parameters. The convolutions' part may be dropped in training
+    (``survival`` below 1: stochastic depth).
     """
 
-    def __init__(self, channels: int, filters: int, stride: int) -> None:
+    def __init__(self, channels: int, filters: int, stride: int, survival: float = 1.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
         self.stride, self.added = stride, (filters - channels) // 2
+        self.depth = StochasticDepth(survival) if survival < 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [n, filters, height / stride, width / stride], rounded up."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
+        if self.depth is not None:
+            y = self.depth(y)
         if self.added:
             x = x[:, :, :: self.stride, :: self.stride]
             x = nn.functional.pad(x, (0, 0, 0, 0, self.added, self.added))
@@ -38,19 +45,22 @@ class ResNet(nn.Module):
 
     [n, channels, height, width] -> [n, outputs]. Convolutions and the linear layer start as He et al. 2015
     ("Delving deep into rectifiers") say, with their fan-in. Parameter names are those of the common PyTorch
-    weights for CIFAR-10. Raises UsageError for a depth that is not 6n + 2.
+    weights for CIFAR-10. With ``survival`` below 1 the residual of block l of L is kept with probability
+    1 - l/L (1 - survival) in training: the linear decay of Huang et al. 2016 ("Deep networks with stochastic depth").
+    Raises UsageError for a depth that is not 6n + 2.
     """
 
-    def __init__(self, inputs: tuple[int, int, int], outputs: int, depth: int = 20) -> None:
+    def __init__(self, inputs: tuple[int, int, int], outputs: int, depth: int = 20, survival: float = 1.0) -> None:
         super().__init__()
         if depth % 6 != 2:
             raise UsageError(f"model.depth={depth}: must be 6n + 2, such as 20, 32, 44, 56 or 110")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(inputs[0], 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, blocks)
-        self.layer2 = _stage(16, 32, 2, blocks)
-        self.layer3 = _stage(32, 64, 2, blocks)
+        kept = [1 - block / (3 * blocks) * (1 - survival) for block in range(1, 3 * blocks + 1)]
+        self.layer1 = _stage(16, 16, 1, kept[:blocks])
+        self.layer2 = _stage(16, 32, 2, kept[blocks : 2 * blocks])
+        self.layer3 = _stage(32, 64, 2, kept[2 * blocks :])
         self.linear = nn.Linear(64, outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -63,6 +73,6 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _stage(channels: int, filters: int, stride: int, blocks: int) -> nn.Sequential:
-    first = Block(channels, filters, stride)
-    return nn.Sequential(first, *(Block(filters, filters, 1) for _ in range(blocks - 1)))
+def _stage(channels: int, filters: int, stride: int, survivals: Sequence[float]) -> nn.Sequential:
+    first = Block(channels, filters, stride, survivals[0])
+    return nn.Sequential(first, *(Block(filters, filters, 1, survival) for survival in survivals[1:]))

@@ -20,7 +20,7 @@ def hyperparameters(options: Options, choices: Mapping[str, str | Sequence[str]]
     """
     found: dict[str, str | float] = {}
     for group, choice in choices.items():
-        if group not in LEFT_OUT:
+        if group not in LEFT_OUT and choice:
             found[group] = choice if isinstance(choice, str) else ", ".join(choice)
     for field in dataclasses.fields(options):
         if field.name not in LEFT_OUT:

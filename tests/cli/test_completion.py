@@ -21,7 +21,7 @@ def complete(registry):
 
 def test_jobs_come_first(complete):
     assert complete("engine tr") == ["train", "transfer="]
-    assert complete("engine ev") == ["evaluate"]
+    assert complete("engine ev") == ["evaluate", "evaluate."]
     assert {"train", "probe", "augment=", "augment.", "run.", "out=", "experiment="} <= set(complete("engine "))
     assert "train" not in complete("engine probe ")
 

@@ -14,7 +14,7 @@ from engine.options import GROUPS
 DEFAULTS = {
     "job": "probe", "data": "digits", "augment": ["normalize"], "model": "cnn", "loss": "cross_entropy",
     "optim": "sgd", "schedule": "onecycle", "kernels": "native", "parallel": "single", "precision": "float32",
-    "transfer": "none", "observe": ["progress", "tensorboard", "csv"],
+    "transfer": "none", "marginalize": [], "observe": ["progress", "tensorboard", "csv"],
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine import Model, Observer, Run, Session, assemble, hookimpl
-from engine.options import Options, RunOptions, SaveOptions
+from engine.options import EvaluateOptions, Options, RunOptions, SaveOptions
 from engine.registry import Registry
 
 
@@ -63,7 +63,7 @@ class Watch(Observer):
 def build_run(
     registry: Registry, out: Path, *, resume: str = "none", observe: dict[str, Any] | None = None, **given: Any
 ) -> Run:
-    """Assemble a run: component choices by group (a name or options), ``run`` and ``save`` settings as dicts."""
+    """Assemble a run: component choices by group (a name or options); ``run``, ``save``, ``evaluate`` as dicts."""
 
     def choice(group: str, default: str) -> Any:
         chosen = given.get(group, default)
@@ -86,6 +86,8 @@ def build_run(
         observe=observe or {},
         run=RunOptions(**{"batch": 128, "epochs": 2, "log_every": 5, **given.get("run", {})}),
         save=SaveOptions(**given.get("save", {})),
+        marginalize=given.get("marginalize", {}),
+        evaluate=EvaluateOptions(**given.get("evaluate", {})),
         out=str(out),
         resume=resume,
     )

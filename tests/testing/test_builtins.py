@@ -21,6 +21,7 @@ from engine.registry import Registry
 from engine.testing import (
     check_augment,
     check_kernel,
+    check_marginalization,
     check_observer,
     check_precision,
     check_source,
@@ -33,6 +34,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "kernels": check_kernel,
     "parallel": check_strategy,
     "precision": check_precision,
+    "marginalize": check_marginalization,
     "observe": check_observer,
 }
 
@@ -50,6 +52,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "kernels=im2col": [{"materialise": True}],
     "kernels=winograd": [{"tile": "2"}, {"tile": "6"}],
     "kernels=auto": [{"cache": "none", "error_budget": 1e-4, "workspace": 0}],
+    "marginalize=multi_scale": [{"sizes": [8, 5]}],
+    "marginalize=ten_crop": [{"crop": 5}],
     "observe=tensorboard": [{"histograms": 1, "images": 2}],
     "observe=profile": [{"wait": 0, "warmup": 1, "record": 2}],
 }
