@@ -83,7 +83,7 @@ class Views:
             view = next(views, None)
             if view is None:
                 break
-            given = model(view[0])
+            given = _computed(model, view[0], batch.images[0, 0].numel() * len(batch))
             del view
             single = isinstance(given, Tensor)
             totals = self._added(totals, [given] if single else given)
@@ -147,6 +147,20 @@ def combined(
         yield from combined(rest, view, name if view.shape != images.shape else resized_by)
     if not given:
         raise UsageError(f"marginalize.{name}: it gives no view of an image; leave it out")
+
+
+def _computed(model: nn.Module, images: Tensor, pixels: int) -> Any:
+    """Return the model's outputs for images, of which it is given as many at a time as have ``pixels`` in all.
+
+    So views that are larger than the images themselves take no more memory than these do.
+    """
+    at_once = max(1, pixels // images[0, 0].numel())
+    if at_once >= len(images):
+        return model(images)
+    parts = [model(part) for part in images.split(at_once)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return [torch.cat(heads) for heads in zip(*parts, strict=True)]
 
 
 def _shapes(outputs: Any) -> list[list[int]]:

@@ -10,9 +10,12 @@ from small_run import Tiny, Watch, assert_same, everything
 from torch import nn
 
 from engine import Model, Session, UsageError, hookimpl, manifest, score
+from engine.interfaces import Batch
+from engine.marginalization import Views
 from engine.options import EvaluateOptions
 from engine.plugins.data import Digits
 from engine.plugins.marginalize import Flip, MonteCarlo, MultiScale, TenCrop
+from engine.randomness import Key
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,34 @@ def test_nothing_given_is_one_forward_pass_to_the_same_bits(make):
         for value in sums:
             loss += float(value)
     assert scores[-1] == {"test/loss": loss / 360, "test/accuracy": right / 360}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_larger_views_are_computed_a_few_images_at_a_time(heads):
+    """The model never sees more pixels than the batch has, and the scores are those of the whole view."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, int]] = []
+
+        def forward(self, images):
+            self.seen.append((len(images), images.shape[2] * images.shape[3]))
+            means = torch.cat([images.mean((2, 3)), images.amax((2, 3))], 1)
+            return means if heads == 1 else [means, 2 * means]
+
+    images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch, model = Batch(images, torch.zeros(7, dtype=torch.long), torch.arange(7)), Pooled()
+    views = Views({"multi_scale": MultiScale([4, 16, 40]).build()}, "outputs", Key.of(0), torch.device("cpu"))
+    with views.sampling(model):
+        given = views.outputs(model, batch)
+    assert max(count * pixels for count, pixels in model.seen if count > 1) <= 7 * 64
+    assert [count for count, pixels in model.seen if pixels == 16 * 16] == [1] * 7
+    assert [count for count, pixels in model.seen if pixels == 4 * 4] == [7]
+    scaled = [nn.functional.interpolate(images, (side,) * 2, mode="bilinear", antialias=True) for side in (4, 16, 40)]
+    expected = sum(torch.cat([view.mean((2, 3)), view.amax((2, 3))], 1) for view in scaled) / 3
+    for head, factor in zip([given] if heads == 1 else given, (1, 2), strict=False):
+        torch.testing.assert_close(head, factor * expected)
 
 
 def test_evaluations_leave_training_as_it_is(make):
