@@ -7,13 +7,16 @@ import os
 # Small networks are slower on two OpenMP threads than on one, by far where cores are shared; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import kept_memory
+from engine.cli import main
 
+Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +33,24 @@ def memory_given_back() -> Iterator[None]:
     """Give freed memory back as usual after a test that ran a command in this process: other tests tell of it too."""
     yield
     kept_memory.give_back()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["engine", *words])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -122,16 +122,23 @@ class Hdf5(Data):
 
 
 @dataclass
-class Lmdb(Data):
-    """Caffe's LMDB databases of Datum records, raw pixels or image files, in the order of their keys."""
+class _Datums(Data):
+    """What Caffe's databases of Datum records have in common."""
 
-    root: str = required("folder of the databases train and test (or train_lmdb, train.lmdb, train.mdb and so on)")
+    root: str = required(
+        "folder of the databases train and test (or with the format's name: train_lmdb, train.lmdb ...)"
+    )
     classes: int | None = option(None, "number of classes; null: the largest training label + 1", at_least=1)
     size: int | None = option(None, "side in pixels, scaled and cropped; null: as stored, files 224", at_least=1)
     channels: int = option(3, "of image files, 3: colour, 1: grayscale; pixels keep theirs", at_least=1, at_most=3)
     order: str = option("bgr", "order of raw colours; Caffe's is blue, green, red", choices=("bgr", "rgb"))
     train: str = option("train", "name of the training database")
     test: str | None = option(None, "name of the test database; null: test, val, valid or validation")
+
+
+@dataclass
+class Lmdb(_Datums):
+    """Caffe's LMDB databases of Datum records, raw pixels or image files, in the order of their keys."""
 
     def build(self, split: str) -> Source:
         """Open a split; raises UsageError naming a database or record that is missing, truncated or damaged."""
@@ -142,19 +149,11 @@ class Lmdb(Data):
 
 
 @dataclass
-class LevelDb(Data):
+class LevelDb(_Datums):
     """Caffe's LevelDB databases of Datum records, raw pixels or image files, in the order of their keys.
 
     A database is read once when it is opened, and never written to: several processes may train on it.
     """
-
-    root: str = required("folder of the databases train and test (or train_leveldb, train.leveldb and so on)")
-    classes: int | None = option(None, "number of classes; null: the largest training label + 1", at_least=1)
-    size: int | None = option(None, "side in pixels, scaled and cropped; null: as stored, files 224", at_least=1)
-    channels: int = option(3, "of image files, 3: colour, 1: grayscale; pixels keep theirs", at_least=1, at_most=3)
-    order: str = option("bgr", "order of raw colours; Caffe's is blue, green, red", choices=("bgr", "rgb"))
-    train: str = option("train", "name of the training database")
-    test: str | None = option(None, "name of the test database; null: test, val, valid or validation")
 
     def build(self, split: str) -> Source:
         """Open a split; raises UsageError naming a database or record that is missing, truncated or damaged."""

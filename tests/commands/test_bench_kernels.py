@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import ConvSpec, measuring
-from engine.cli import main
 from engine.convolutions import Layer
 from engine.measuring import Spread, gflop, race, ratios
 from engine.plugins.jobs import bench_kernels, contest
@@ -24,21 +22,9 @@ FLOP = {"conv1": 2 * 2 * (20 * 24 * 24) * (1 * 5 * 5), "conv2": 2 * 2 * (50 * 8 
 
 
 @pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
-    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", "bench", "kernels", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
+def engine(engine):
+    """Return a function that runs ``engine bench kernels`` in this process, in tmp_path: exit code, stdout, stderr."""
+    return lambda *words: engine("bench", "kernels", *words)
 
 
 def told(path: Path = Path("figures.json")) -> dict:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine import ConvSpec, RunFailed, UsageError
-from engine.cli import main
 from engine.ops import NATIVE, register
 from engine.plugins.jobs import bench_machine, ceilings, disk
 from engine.plugins.kernels.compiled import CompiledKernel
@@ -23,23 +21,11 @@ TINY = bench_machine.Effort((32, 64), (32,), ((1, 8, 8),), 0.001, 1 << 20, 1, 2)
 
 
 @pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
+def engine(engine, monkeypatch):
     """Return a function that runs the quick job on tiny sizes in this process, in tmp_path."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_machine, "QUICK", TINY)
     monkeypatch.setattr(bench_machine, "largest_cache", lambda: 0)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", "bench", "machine", "quick=true", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
+    return lambda *words: engine("bench", "machine", "quick=true", *words)
 
 
 @pytest.fixture

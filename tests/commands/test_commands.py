@@ -17,29 +17,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import manifest
-from engine.cli import main
 
 QUICK = ["data.size=8", "run.epochs=2", "run.batch=128"]
 RESNET = ["data=cifar10", "model=resnet20", "run.batch=500"]
 IMAGENET = ["augment.normalize.mean=[0.485,0.456,0.406]", "augment.normalize.std=[0.229,0.224,0.225]"]
-
-
-@pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
-    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def accuracy(text: str) -> float:

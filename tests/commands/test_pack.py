@@ -16,26 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from engine import manifest
-from engine.cli import main
 from engine.plugins.stores import telling
-
-
-@pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
-    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch
 from PIL import Image
 
 from engine import UsageError
-from engine.cli import main
 from engine.interfaces import Records, Source
 from engine.options import Data
 
@@ -75,18 +72,11 @@ def refused(outcome: Callable[..., Records | str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def engine(engine: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     """Return a function that trains three steps by the command line; it returns what standard error was told."""
 
     def train(*words: str, code: int = 0) -> str:
-        command = ["engine", "train", "run.steps=3", "run.batch=8", "observe=[]", f"out={tmp_path / 'run'}", *words]
-        monkeypatch.setattr(sys, "argv", command)
-        ended = 0
-        try:
-            main()
-        except SystemExit as error:
-            ended = int(error.code or 0)
-        told = capsys.readouterr().err
+        ended, _, told = engine("train", "run.steps=3", "run.batch=8", "observe=[]", "out=run", *words)
         assert ended == code, told
         return told.strip()
 

@@ -12,7 +12,6 @@ import pytest
 from torch import nn
 
 from engine import Model, Session, manifest, score
-from engine.cli import main
 from engine.ops import instruction_set
 from engine.registry import Registry
 
@@ -20,24 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from small_run import build_run
 
 QUICK = ["data.size=8", "run.steps=2", "run.batch=32"]
-
-
-@pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
-    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def kernels_told(text: str) -> list[str]:

@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
-from engine.cli import main
-
 QUICK = ["data.size=8", "run.epochs=1", "run.batch=128", "model.width=8", "observe=[]", "out=run"]
-
-
-@pytest.fixture
-def engine(monkeypatch, tmp_path, capsys):
-    """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["engine", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def loss(text: str) -> float:
