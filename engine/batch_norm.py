@@ -89,6 +89,7 @@ def _average(
         model.eval()
         try:
             for layer in layers:
+                layer.reset_running_stats()  # a NaN that is there would stay, whatever the momentum
                 layer.training, layer.momentum = True, 1.0  # the statistics then are those of the last batch
             for batch in batches:
                 with precision.forward():

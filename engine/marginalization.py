@@ -152,7 +152,7 @@ def combined(
 def _computed(model: nn.Module, images: Tensor, pixels: int) -> Any:
     """Return the model's outputs for images, of which it is given as many at a time as have ``pixels`` in all.
 
-    So views that are larger than the images themselves take no more memory than these do.
+    So the activations of views that are larger than the images take no more memory than those of the images.
     """
     at_once = max(1, pixels // images[0, 0].numel())
     if at_once >= len(images):
