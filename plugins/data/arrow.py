@@ -32,8 +32,8 @@ HUB = ("data",)  # sub-folder that Hugging Face's repositories keep their Parque
 class ArrowImages(Source):
     """Gives the image files in a column; safe to ask from threads and processes.
 
-    The fingerprint covers labels and classes, and the content of records (of files, where they are compressed), as
-    ``labelled.fingerprint`` says.
+    The fingerprint covers labels and classes, and the content of records (of files and the names of the columns, where
+    they are compressed), as ``labelled.fingerprint`` says.
     """
 
     def __init__(
@@ -42,26 +42,34 @@ class ArrowImages(Source):
         self.classes, self.shape = tuple(classes), shape
         self._table, self._targets = table, torch.from_numpy(targets)
         self._groups = PerProcess(partial(Groups, table, cache))  # locks may be held when a process is forked
+        facts: tuple[object, ...] = (self.classes, targets)
         if any(group.places is None for group in table.groups):
+            facts += tuple((columns.image, columns.label) for columns in table.columns)
             blocks = list(blocks_of(table.files))
             size, count, read = 0, len(blocks), lambda indices: [blocks[index] for index in indices]
         else:
             size = sum(int(group.places[:, 1].sum()) for group in table.groups if group.places is not None)
-            count, read = len(self), self._read
-        self.fingerprint = fingerprint((self.classes, targets), count, size, read)
+            count, read = len(self), lambda indices: [content or b"" for content in self._found(indices)]
+        self.fingerprint = fingerprint(facts, count, size, read)
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def records(self, indices: Sequence[int]) -> Records:
         """Return the files at ``indices``; raises UsageError naming a row without an image, or a file that changed."""
-        return Records("encoded", self._read(indices), self._targets[torch.as_tensor(indices, dtype=torch.int64)])
+        found = self._found(indices)
+        for index, content in zip(indices, found, strict=True):
+            if not content:
+                raise UsageError(f"{self.name_of(int(index))} holds no image (null or no bytes); leave such rows out")
+        images = [content for content in found if content]
+        return Records("encoded", images, self._targets[torch.as_tensor(indices, dtype=torch.int64)])
 
     def name_of(self, index: int) -> str:
         """Return a record's file and row in it."""
         return self._table.name_of(index)
 
-    def _read(self, indices: Sequence[int]) -> list[bytes]:
+    def _found(self, indices: Sequence[int]) -> list[bytes | None]:
+        """Return the images at ``indices``; none or no bytes where one is missing."""
         rows = np.asarray(indices, np.int64).tolist()
         found: list[bytes | None] = [None] * len(rows)
         plain: dict[int, Place] = {}
@@ -81,10 +89,7 @@ class ArrowImages(Source):
             values = self._groups.get().values(number, [rows[place] - first for place in inside])
             for place, value in zip(inside, values, strict=True):
                 found[place] = value
-        for place, content in enumerate(found):
-            if not content:
-                raise UsageError(f"{self.name_of(rows[place])} holds no image (null or no bytes); leave such rows out")
-        return [content for content in found if content]
+        return found
 
 
 def open_arrow(

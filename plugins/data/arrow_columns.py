@@ -20,12 +20,16 @@ METADATA = b"huggingface"
 
 @dataclass(frozen=True)
 class Columns:
-    """image, label: names of the columns. struct: images are structs with bytes. names: of the classes, if known."""
+    """image, label: names of the columns. struct: images are structs with bytes. names: of the classes, if known.
+
+    kind: what the labels are.
+    """
 
     image: str
     label: str
     struct: bool
     names: tuple[str, ...]
+    kind: str
 
 
 def columns_of(schema: Any, file: str, image: str | None, label: str | None) -> Columns:
@@ -50,7 +54,17 @@ def columns_of(schema: Any, file: str, image: str | None, label: str | None) -> 
     if not (types.is_integer(plain) or types.is_string(plain) or types.is_large_string(plain)):
         raise UsageError(f"{file}: column {label} is {labels}, expected whole numbers or names; set data.label")
     names = tuple(features.get(label, {}).get("names") or ())
-    return Columns(image, label, struct, names)
+    return Columns(image, label, struct, names, "whole numbers" if types.is_integer(plain) else "names")
+
+
+def require_alike(columns: Columns, first: Columns, file: str, first_file: str) -> None:
+    """Raise UsageError naming a file whose labels mean something else than the first one's."""
+    if columns.kind != first.kind:
+        raise UsageError(f"{file}: its labels are {columns.kind}, those of {first_file} {first.kind}: use one kind")
+    if columns.names != first.names:
+        raise UsageError(
+            f"{file}: its ClassLabel's names are not those of {first_file}; write all files with the same names"
+        )
 
 
 def bytes_of(array: Any, columns: Columns) -> Any:
@@ -63,7 +77,7 @@ def bytes_of(array: Any, columns: Columns) -> Any:
 def labels_of(array: Any, prefix: str, first: int) -> list[int] | list[str]:
     """Return the labels in an array, as numbers or names; raises UsageError naming the first row without one."""
     found = array.to_pylist()
-    if array.null_count:
+    if None in found:  # null_count does not count what is missing inside a dictionary
         raise UsageError(f"{prefix} {first + found.index(None)} has no label; leave such rows out")
     return found
 
@@ -75,12 +89,24 @@ def targets_and_names(
     """Return labels as numbers int64, and the names of the classes.
 
     The names are the schema's, else the training labels' in order, else numbers. Raises UsageError naming a record
-    whose label is a name that is not one of them.
+    whose label is a name that is not one of them, or of another kind than the training labels.
     """
+
+    def training() -> Sequence[int | str]:
+        found = trained()
+        for label in labels[:1]:
+            if isinstance(label, str) != isinstance(found[0], str):
+                kinds = ("a whole number", "a name")
+                raise UsageError(
+                    f"{name_of(0)} has {kinds[isinstance(label, str)]} as its label, the training records "
+                    f"{kinds[isinstance(found[0], str)]}: use one kind"
+                )
+        return found
+
     if not labels or not isinstance(labels[0], str):
-        known = list(names) or numbered(classes, lambda: max(0, max(int(label) for label in trained())), name_of(0))
+        known = list(names) or numbered(classes, lambda: max(0, max(int(label) for label in training())), name_of(0))
         return as_numbers(labels, name_of), known
-    known = list(names) or sorted({str(label) for label in trained()})
+    known = list(names) or sorted({str(label) for label in training()})
     number = {name: place for place, name in enumerate(known)}
     for index, label in enumerate(labels):
         if label not in number:

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import UsageError
 
-from .arrow_columns import Columns, bytes_of, columns_of, labels_of
+from .arrow_columns import Columns, bytes_of, columns_of, labels_of, require_alike
 from .files import needed, one_line
 from .ranges import LocalFiles
 
@@ -61,7 +61,7 @@ def read_table(paths: Sequence[Path], image: str | None, label: str | None) -> T
     """Return the records of some files; labels are read, and of uncompressed images their places.
 
     Raises UsageError naming a file that is missing, truncated, damaged, of another type or without records, a column
-    that is missing or of another type, and a row without a label.
+    that is missing or of another type, a row without a label, and a file whose labels are not like the first one's.
     """
     table = Table(LocalFiles(paths))
     for number, path in enumerate(paths):
@@ -71,6 +71,7 @@ def read_table(paths: Sequence[Path], image: str | None, label: str | None) -> T
                 _add_parquet(table, number, str(path), image, label)
             else:
                 _add_ipc(table, number, str(path), image, label)
+        require_alike(table.columns[number], table.columns[0], str(path), str(paths[0]))
         if len(table.labels) == before:
             raise UsageError(f"{path} holds no records; {REPAIR}")
     return table

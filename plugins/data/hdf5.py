@@ -214,13 +214,33 @@ def _targets(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 def _names(path: Path, file: Any, labels: str, classes: int | None) -> list[str]:
-    """Return the classes' names: those that the training labels' attribute lists, else numbers."""
+    """Return the classes' names: those that the training labels' attribute lists, else numbers.
+
+    Raises UsageError naming an attribute that is no list of texts, or of another length than ``classes``.
+    """
     data = _data_set(path, file, labels)
     with readable(path, f"{labels}.attrs"):
         names = data.attrs.get(NAMES)
     if names is not None:
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        texts = _texts(names)
+        if not texts:
+            raise UsageError(f"{path}: {labels} has a {NAMES} that is no list of texts; write one name for each class")
+        if classes is not None and classes != len(texts):
+            raise UsageError(
+                f"data.classes={classes}, but {path}: {labels} has {len(texts)} {NAMES}; leave one of them out"
+            )
+        return texts
     return numbered(classes, lambda: max(0, int(_targets(path, file, labels).max())), f"{path}: {labels}")
+
+
+def _texts(names: Any) -> list[str]:
+    """Return the texts in a one-dimensional array; none if it is anything else."""
+    found = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else []
+    try:
+        texts = [name.decode() if isinstance(name, bytes) else name for name in found]
+    except UnicodeDecodeError:
+        return []
+    return texts if all(isinstance(text, str) for text in texts) else []
 
 
 def _row(path: Path, data: Any, layout: str) -> tuple[tuple[int, ...], bool]:

@@ -20,6 +20,7 @@ from .ranges import LocalFiles
 MAGIC, VERSION = 0xBEEFC0DE, 1
 META = struct.Struct("<II16xIHH40x4xHHQQQQQQQ")  # magic, version, page size, flags, then the main database's MDB_db
 HEADER = 16  # bytes at the beginning of each page
+HEADER_32 = 12  # where numbers of pages have 32 bits
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
 BIG, SUB, DUPLICATES = 1, 2, 4
 NONE = (1 << 64) - 1  # number of the page that does not exist
@@ -103,14 +104,25 @@ def _root(file: int, name: str) -> Root:
         magic, version, page_size, _, _, flags, depth, *counts = META.unpack_from(data, HEADER)
         _, _, _, entries, root, _, commit = counts
         if magic != MAGIC:
-            raise UsageError(f"{name} is no LMDB file (it begins with other bytes); check data.root")
-        if version != VERSION or page_size & (page_size - 1) or not 256 <= page_size <= 65536:
+            raise UsageError(f"{name} {_other(data)}")
+        if version != VERSION:
             raise UsageError(
                 f"{name} is of version {version} of the LMDB format: {VERSION} can be read; write it again"
             )
+        if page_size & (page_size - 1) or not 256 <= page_size <= 65536:
+            raise UsageError(f"{name} is damaged: it says that its pages have {page_size} bytes; {REPAIR}")
         page = page_size
         found[commit] = Root(page_size, root, entries, depth, flags)
     return found[max(found)]
+
+
+def _other(data: bytes) -> str:
+    """Return what a file is whose first or second page does not begin as one of a 64-bit little-endian machine."""
+    for place, width in ((HEADER, 64), (HEADER_32, 32)):
+        for order in ("little", "big"):
+            if data[place : place + 4] == MAGIC.to_bytes(4, order):  # type: ignore[arg-type]
+                return f"is an LMDB file of a {width}-bit {order}-endian machine, which is not read; write it on a 64-bit PC"
+    return "is no LMDB file (it begins with other bytes); check data.root"
 
 
 def _leaves(file: int, root: Root, name: str, length: int) -> Iterator[tuple[int, bytes]]:

@@ -35,13 +35,15 @@ class Files(Protocol):
 class LocalFiles(Files):
     """Files of this machine, opened for each request, so that nothing is shared by threads or over a fork.
 
-    A file that no longer has the length that it had is refused: a read past its end is an error, never a signal, as it
-    would be in a mapping. Raises UsageError naming a file that is missing or empty.
+    A file that no longer has the length, time of change and inode that it had is refused: it was written again, and
+    places found in it before mean nothing. A read past its end is an error, never a signal, as it would be in a
+    mapping. Raises UsageError naming a file that is missing or empty.
     """
 
     def __init__(self, paths: Sequence[Path | str]) -> None:
         self._paths = [str(path) for path in paths]
-        self.lengths = [self._length(path) for path in self._paths]
+        self._states = [self._state(path) for path in self._paths]
+        self.lengths = [length for length, _, _ in self._states]
 
     def name(self, file: int) -> str:
         """Return a file's path."""
@@ -72,16 +74,18 @@ class LocalFiles(Files):
 
     @contextmanager
     def opened(self, number: int) -> Iterator[int]:
-        """Open a file for reading, of the length that it had; raises UsageError if it cannot be read."""
+        """Open a file for reading, as it was; raises UsageError if it cannot be read or was written since."""
         path = self._paths[number]
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                length = os.fstat(file).st_size
-                if length != self.lengths[number]:
+                state, before = _state_of(os.fstat(file)), self._states[number]
+                if state != before:
+                    sizes = f"it has {state[0]} bytes instead of {before[0]}"
                     raise UsageError(
-                        f"{path} was changed while it was in use: it has {length} bytes instead of "
-                        f"{self.lengths[number]}; start again with the data as it is now"
+                        f"{path} was changed while it was in use: "
+                        f"{sizes if state[0] != before[0] else 'it was written again'}; start again with the data as "
+                        "it is now"
                     )
                 yield file
             finally:
@@ -103,16 +107,21 @@ class LocalFiles(Files):
     def _truncated(self, number: int) -> UsageError:
         return UsageError(f"{self._paths[number]} ends before the record that is asked for; fetch it again")
 
-    def _length(self, path: str) -> int:
+    def _state(self, path: str) -> tuple[int, int, int]:
         try:
-            length = os.stat(path).st_size
+            state = _state_of(os.stat(path))
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be read ({error.strerror}); check data.root and its permissions"
             ) from error
-        if length == 0:
+        if state[0] == 0:
             raise UsageError(f"{path} is empty; fetch it again")
-        return length
+        return state
+
+
+def _state_of(found: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells that a file was written again: its length, time of change and inode."""
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def blocks_of(files: Files, whole: int = 64 << 20, size: int = 64 << 10, most: int = 256) -> Iterator[bytes]:

@@ -28,11 +28,18 @@ class RemoteFolder:
             raise UsageError(f"data.root={self.root} cannot be opened ({reason(error)})") from error
 
     def files(self, sub: str) -> list[str]:
-        """Return the names of the files in a sub-folder, sorted; none if it is absent or cannot be listed."""
+        """Return the names of the files in a sub-folder, sorted; none if it is absent or its kind has no listing.
+
+        Raises UsageError with the reason where it cannot be listed: no access, no connection.
+        """
+        system, path = self._system.get(), self.path(sub)
         try:
-            found = self._system.get().ls(self.path(sub), detail=True)
-        except (OSError, NotImplementedError):
+            found = system.ls(path, detail=True)
+        except (FileNotFoundError, NotImplementedError):
             return []
+        except Exception as error:  # each system has exceptions of its own
+            address = f"{self.root}/{sub}" if sub else self.root
+            raise UsageError(f"{address} cannot be listed ({reason(error)}); check data.root and the access") from error
         return sorted(item["name"].rpartition("/")[2] for item in found if item.get("type") == "file")
 
     def path(self, name: str) -> str:

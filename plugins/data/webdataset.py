@@ -24,7 +24,7 @@ from .labelled import as_numbers, check_targets, fingerprint, numbered, shape_of
 from .ranges import Files, LocalFiles
 from .remote import RemoteFiles, RemoteFolder
 from .splits import LocalFolder, names_of, shards_of
-from .tar import members
+from .tar import Member, members
 
 IMAGES = ("jpg", "jpeg", "png")
 LABELS = ("cls", "txt", "json")
@@ -152,20 +152,31 @@ def _shard(files: Files, label: str, remote: bool, number: int) -> tuple[list, l
     window = _Window(files, number, WINDOW[remote])
     images: dict[str, tuple[int, int, int]] = {}
     labels: dict[str, int | str] = {}
+    contents: dict[str, Member] = {}
     for member in members(window.read, length, archive):
+        if member.link is None:
+            contents[member.name] = member
         match = KEY.fullmatch(member.name)
         if match is None:
             continue
         key, ending = match[1], match[2].lower()
         if ending not in IMAGES and ending not in LABELS:
             continue
+        found = member if member.link is None else contents.get(member.link)
+        if found is None:
+            raise UsageError(
+                f"{archive}: {member.name} is a hard link to {member.link}, which is not before it in the shard; write "
+                "the file itself"
+            )
+        if member.link is not None:
+            contents[member.name] = found
         if key in (images if ending in IMAGES else labels):
             kind = "image" if ending in IMAGES else "label"
             raise UsageError(f"{archive}: {key} has more than one {kind}; write each record under a name of its own")
         if ending in IMAGES:
-            images[key] = (number, member.offset, member.length)
+            images[key] = (number, found.offset, found.length)
         else:
-            labels[key] = _label(window.read(member.offset, member.length), ending, label, f"{archive}: {member.name}")
+            labels[key] = _label(window.read(found.offset, found.length), ending, label, f"{archive}: {member.name}")
     _require_pairs(archive, images, labels)
     return list(images), list(images.values()), [labels[key] for key in images]
 

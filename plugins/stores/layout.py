@@ -6,6 +6,7 @@ folder without it was never finished.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,12 @@ OFFSETS, SIZES, CHECKSUMS = "offsets.u64", "sizes.u32", "checksums.u32"
 TARGETS = {"i64": "labels.i64", "f32": "targets.f32", "f64": "targets.f64"}
 BLOCK = 1 << 20  # bytes read at a time where a whole file is hashed
 REPAIR = "pack it again, or restore it from a copy"
+FEWER = "raise `ulimit -n`, or pack with a larger shard_size"
+
+
+def remedy(error: Exception) -> str:
+    """Return what to do about a file that could not be opened or read."""
+    return FEWER if isinstance(error, OSError) and error.errno == errno.EMFILE else REPAIR
 
 
 def crc32c(data: bytes | np.ndarray) -> int:
@@ -135,7 +142,7 @@ def read_meta(folder: Path) -> Meta:
         raise UsageError(_unfinished(folder)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read ({reason}); {REPAIR}") from error
+        raise UsageError(f"{path} cannot be read ({reason}); {remedy(error)}") from error
     if not isinstance(content, dict) or content.get("checksum") != checksum(content):
         raise UsageError(f"{path} was altered: its checksum does not match; {REPAIR}")
     if content.get("format") != FORMAT:
@@ -198,7 +205,7 @@ def _array(folder: Path, meta: Meta, name: str, kind: str, shape: tuple[int, ...
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); {REPAIR}") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {remedy(error)}") from error
     require_length(path, int(np.prod(shape)) * np.dtype(kind).itemsize, len(data))
     if hashlib.sha256(data).hexdigest() != meta.files[name]["sha256"]:
         raise UsageError(f"{path} was altered: its checksum does not match; {REPAIR}")

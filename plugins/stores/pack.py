@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from engine import Session, UsageError
 from engine.folder import claim
 
-from .layout import SPLITS, Meta
+from .layout import ENCODED, SPLITS, Meta
 from .packing import Packing
 from .recipe import Recipe
 from .telling import Progress, listed, say
@@ -26,6 +26,11 @@ def pack(session: Session) -> None:
     if not session.options.out:
         raise UsageError("out must be given (the folder of the new store): add out=... to the command")
     require_splits(job.splits)
+    if job.content == ENCODED and job.shorter_side is not None:
+        raise UsageError(
+            f"shorter_side={job.shorter_side} reduces pixels, and content=encoded keeps files as they are: leave out "
+            "one of them"
+        )
     sources = {split: session.options.data.build(split) for split in job.splits}
     recipe = Recipe(job.content, job.shorter_side)
     for source in sources.values():
@@ -57,6 +62,7 @@ def _packed(packing: Packing, threads: int, skip_unreadable: bool, bar: bool) ->
     finished = packing.finished()
     done = sum(len(packing.records_of(number)) for number in finished)
     if done:
+        packing.require_same(finished, threads)
         say(f"{packing.folder}: going on after {done:,} of {len(packing.source):,} images")
     progress = Progress(f"packing {packing.folder.name}", len(packing.source), "images", done, bar)
     try:

@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,9 @@ from .recipe import Prepared, Recipe
 MOST_SHARDS = 256  # a reader keeps all data files open
 PORTION = 4 << 20  # bytes that a thread prepares at a time, about
 MOST_AT_ONCE = 1024  # records of a portion
+COMPARED = 64  # records of a finished data file that are compared with the source before going on
+
+_Fact = tuple[int, tuple[int, ...], bytes]  # a record's CRC-32C, size and target
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Packing:
             with writing(folder):
                 (folder / layout.WORK).mkdir(parents=True, exist_ok=True)
                 layout.put(folder / layout.WORK / layout.PLAN, json.dumps(plan).encode())
+                _flush_names(folder)
         elif known != plan:
             raise UsageError(
                 f"{folder} holds the unfinished store of other data or options: delete it, or choose another out="
@@ -93,11 +97,39 @@ class Packing:
         path = self.folder / layout.shard_name(number)
         if not self._part(number).exists() or not path.exists():
             return False
-        return path.stat().st_size == int(_unpacked(self._part(number))["bytes"])
+        part = _unpacked(self._part(number))
+        return "records" in part and path.stat().st_size == int(part["bytes"])  # earlier versions kept no records
 
     def records_of(self, number: int) -> range:
         """Return which of the source's records a data file is made from."""
         return range(number * self.per_shard, min(len(self.source), (number + 1) * self.per_shard))
+
+    def require_same(self, numbers: Sequence[int], threads: int) -> None:
+        """Raise UsageError if the source no longer gives what these finished data files were made from.
+
+        Compared are COMPARED records of each, evenly spread: bytes (by their CRC-32C), size and target.
+        """
+        portions: list[list[int]] = []
+        for number in numbers:
+            records = self.records_of(number)
+            count = min(COMPARED, len(records))
+            spread = [records[(len(records) - 1) * place // max(1, count - 1)] for place in range(count)]
+            portions.extend(spread[first : first + self.portion] for first in range(0, count, self.portion))
+        part, number = {}, -1
+        prepared = prefetched(partial(self.recipe.prepare, self.source), portions, threads, 2 * threads)
+        for (some, _), portion in zip(prepared, portions, strict=True):
+            if number != portion[0] // self.per_shard:
+                number = portion[0] // self.per_shard
+                part = _unpacked(self._part(number))
+            rows = np.isin(part["records"], portion)
+            held = _facts(*(part[name][rows] for name in ("records", "checksums", "sizes", "targets")))
+            given = _facts(some.records, some.checksums, some.sizes, [target.numpy() for target in some.targets])
+            for record in portion:
+                if held.get(record) != given.get(record):
+                    raise UsageError(
+                        f"{self.folder} was begun with other data: {self.source.name_of(record)} has changed since it "
+                        "was packed; delete the folder, or choose another out="
+                    )
 
     def write_shard(self, number: int, threads: int, advance: Callable[[int], None]) -> None:
         """Write a data file, then its part of the index; ``advance`` is told of records as they are written.
@@ -110,6 +142,9 @@ class Packing:
         prepared = prefetched(partial(self.recipe.prepare, self.source), portions, threads, 2 * threads)
         try:
             with writing(self.folder):
+                if self._part(number).exists():  # its data file was lost; it must not vouch for half of the new one
+                    self._part(number).unlink()
+                    layout.flush_folder(self._part(number).parent)
                 file = path.open("wb", buffering=0)  # closing a buffered one on a full disk would fail once more
             with file:
                 for (some, _), portion in zip(prepared, portions, strict=True):
@@ -179,6 +214,7 @@ class Packing:
                 plan=self.plan,
             )  # fmt: skip
             layout.put(self.folder / layout.META, meta.text().encode())
+            _flush_names(self.folder)
         shutil.rmtree(self.folder / layout.WORK)
         return meta
 
@@ -204,6 +240,23 @@ def _write_fully(file: io.FileIO, data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
+def _flush_names(folder: Path) -> None:
+    """Have the names of what is in a split's folder, of the folder and of that around it written to the disk."""
+    layout.flush_folder(folder)
+    layout.flush_folder(folder.parent)
+    with suppress(PermissionError):  # who may not read the folder around ``out`` did not make ``out`` in it
+        layout.flush_folder(folder.parent.parent)
+
+
+def _facts(records: Any, checksums: Any, sizes: Any, targets: Any) -> dict[int, _Fact]:
+    """Return what tells a record from another, by its number in the source."""
+    rows = zip(records, checksums, sizes, targets, strict=True)
+    return {
+        int(record): (int(checksum), tuple(map(int, size)), np.asarray(target).tobytes())
+        for record, checksum, size, target in rows
+    }
+
+
 def _plan_in(folder: Path) -> Any:
     """Return the plan of an interrupted packing; None if there is none."""
     path = folder / layout.WORK / layout.PLAN
@@ -221,10 +274,12 @@ def _packed(done: Sequence[Prepared], sha256: str, size: int) -> bytes:
     for some in done:
         colour.join(some.colour)
     targets = [target for some in done for target in some.targets]
+    records = [record for some in done for record in some.records]
     lengths = [length for some in done for length in some.lengths]
     content = io.BytesIO()
     np.savez(
         content,
+        records=np.array(records, np.int64),
         lengths=np.array(lengths, np.uint64),
         sizes=np.array([size for some in done for size in some.sizes], np.uint32).reshape(-1, 2),
         checksums=np.array([value for some in done for value in some.checksums], np.uint32),

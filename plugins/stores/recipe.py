@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +21,13 @@ SAMPLE = 32  # records that tell how large the others are
 
 @dataclass
 class Prepared:
-    """Some records, ready to be written; unreadable ones are left out and named in ``faults``."""
+    """Some records, ready to be written; those that cannot be decoded are left out and named in ``faults``.
+
+    records: which of the source's they are.
+    """
 
     colour: Colour
+    records: list[int] = field(default_factory=list)
     payloads: list[bytes | np.ndarray] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -31,8 +35,9 @@ class Prepared:
     checksums: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
-    def add(self, payload: bytes | np.ndarray, shape: tuple[int, ...], target: Tensor) -> None:
+    def add(self, record: int, payload: bytes | np.ndarray, shape: tuple[int, ...], target: Tensor) -> None:
         """Take in a record of an image of ``shape`` = (height, width, channels)."""
+        self.records.append(record)
         self.payloads.append(payload)
         self.lengths.append(payload.nbytes if isinstance(payload, np.ndarray) else len(payload))
         self.sizes.append((shape[0], shape[1]))
@@ -50,15 +55,16 @@ class Recipe:
     def prepare(self, source: Source, indices: Sequence[int]) -> Prepared:
         """Return some of a source's records as they are to be stored. A pure function; any thread may call it.
 
-        Raises UsageError where the source's records are of a kind that a store cannot hold.
+        Raises UsageError where the source's records are of a kind that a store cannot hold, and whatever the source
+        raises: what it cannot give now, it may give later.
         """
         prepared = Prepared(Colour.none(source.shape[0]))
-        for some, records in _read(source, indices, prepared.faults):
-            _require_targets(source, some, records.targets)
-            if records.encoding == "encoded":
-                self._add_files(source, some, records, prepared)
-            else:
-                self._add_raw(records, prepared)
+        records = source.records(indices)
+        _require_targets(source, indices, records.targets)
+        if records.encoding == "encoded":
+            self._add_files(source, indices, records, prepared)
+        else:
+            self._add_raw(indices, records, prepared)
         return prepared
 
     def _add_files(self, source: Source, indices: Sequence[int], records: Records, prepared: Prepared) -> None:
@@ -71,10 +77,10 @@ class Recipe:
             except UsageError as error:
                 prepared.faults.append(f"{source.name_of(index)} ({error})")
                 continue
-            prepared.add(data if self.content == ENCODED else pixels, pixels.shape, target)
+            prepared.add(index, data if self.content == ENCODED else pixels, pixels.shape, target)
             prepared.colour.add(pixels)
 
-    def _add_raw(self, records: Records, prepared: Prepared) -> None:
+    def _add_raw(self, indices: Sequence[int], records: Records, prepared: Prepared) -> None:
         images = records.images
         if records.encoding != "raw" or not isinstance(images, Tensor):
             raise UsageError(
@@ -88,8 +94,8 @@ class Recipe:
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         if self.shorter_side is not None and self.shorter_side < min(pixels.shape[1:3]):
             pixels = np.stack([reduced(image, self.shorter_side) for image in pixels])
-        for image, target in zip(pixels, records.targets, strict=True):
-            prepared.add(image, image.shape, target)
+        for index, image, target in zip(indices, pixels, records.targets, strict=True):
+            prepared.add(index, image, image.shape, target)
         prepared.colour.add(pixels)
 
     def bytes_each(self, source: Source) -> int:
@@ -103,20 +109,6 @@ class Recipe:
         places = sorted({last * place // (SAMPLE - 1) for place in range(SAMPLE)})
         lengths = self.prepare(source, places).lengths
         return max(1, sum(lengths) // max(1, len(lengths)))
-
-
-def _read(source: Source, indices: Sequence[int], faults: list[str]) -> Iterator[tuple[Sequence[int], Records]]:
-    """Yield all records together, or one by one if the source cannot give some: then ``faults`` takes the reasons."""
-    try:
-        records = source.records(indices)
-    except UsageError as error:
-        if len(indices) == 1:
-            faults.append(str(error))
-            return
-        for index in indices:
-            yield from _read(source, [index], faults)
-        return
-    yield indices, records
 
 
 def _require_targets(source: Source, indices: Sequence[int], targets: Tensor) -> None:

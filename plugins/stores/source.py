@@ -8,9 +8,11 @@ of 28 bytes for a record.
 from __future__ import annotations
 
 import os
+import resource
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,13 @@ from .layout import (
     crc32c,
     read_index,
     read_meta,
+    remedy,
     require_length,
     shard_name,
     view,
 )
+
+SPARE = 256  # open files that a store leaves to the rest of the process
 
 
 class StoreSource(Source):
@@ -46,8 +51,9 @@ class StoreSource(Source):
     def __init__(self, folder: Path, meta: Meta, index: Index, shape: tuple[int, int, int], check: bool) -> None:
         self.classes, self.shape, self.fingerprint = tuple(meta.classes), shape, meta.fingerprint
         self.colour = meta.colour
-        self._folder, self._meta, self._index, self._check = folder, meta, index, check
-        self._targets = torch.from_numpy(index.targets.copy())  # torch has no tensors that cannot be written
+        targets = index.targets.copy()  # torch has no tensors that cannot be written; the others go
+        self._folder, self._meta, self._index, self._check = folder, meta, replace(index, targets=targets), check
+        self._targets = torch.from_numpy(targets)
         self._firsts = index.firsts.tolist()
         self._files = _opened(folder, meta)
         weakref.finalize(self, _close, self._files)
@@ -167,18 +173,33 @@ def shape_of(folder: Path, meta: Meta, size: int | None) -> tuple[int, int, int]
 def _opened(folder: Path, meta: Meta) -> list[int]:
     """Return a descriptor of every data file, of the length it should have."""
     files: list[int] = []
+    _allow_files(len(meta.shards))
     try:
         for number in range(len(meta.shards)):
             path = folder / shard_name(number)
             try:
                 files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except OSError as error:
-                raise UsageError(f"{path} cannot be opened ({error.strerror}); {REPAIR}") from error
+                raise UsageError(f"{path} cannot be opened ({error.strerror}); {remedy(error)}") from error
             require_length(path, meta.files[path.name]["bytes"], os.fstat(files[-1]).st_size)
     except UsageError:
         _close(files)
         raise
     return files
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may, if ``count`` more would leave few to others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:  # that takes a file, too: the limit is reached
+        used = soft
+    wanted = used + count + SPARE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _close(files: list[int]) -> None:

@@ -76,7 +76,7 @@ def _in_shard(
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return [f"{path} cannot be opened ({error.strerror}); {layout.REPAIR}"]
+        return [f"{path} cannot be opened ({error.strerror}); {layout.remedy(error)}"]
     found = []
     try:
         layout.require_length(path, facts["bytes"], os.fstat(file).st_size)

@@ -116,6 +116,25 @@ def test_unreadable_images_are_listed_or_left_out(engine, tmp_path, photos):
     assert len(json.loads((tmp_path / "store" / "train" / "meta.json").read_text())["skipped"]) == 1
 
 
+def test_an_image_that_changed_meanwhile_is_not_mixed_in(engine, tmp_path, photos):
+    """Of the same length, so that the folder's fingerprint does not tell."""
+    path = photos / "train" / "cat" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    words = ("pack", "data=folder", "data.root=photos", "out=store", "skip_unreadable=true")
+    assert engine(*words[:-1])[0] == 2
+    other = photos / "train" / "dog" / "5.jpg"
+    data = other.read_bytes()
+    other.write_bytes(data[:-60] + bytes(58) + data[-2:])
+    code, _, err = engine(*words)
+    assert code == 2
+    assert err == (
+        f"engine: {tmp_path}/store/train was begun with other data: {other.relative_to(tmp_path)} has changed since it "
+        "was packed; delete the folder, or choose another out=\n"
+    )
+    other.write_bytes(data)
+    assert engine(*words)[0] == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
 def test_files_that_are_no_images_are_the_sources_to_refuse(engine, tmp_path, photos, content):
     (photos / "test" / "dog" / "page.jpg").write_bytes(content)
@@ -129,6 +148,10 @@ def test_files_that_are_no_images_are_the_sources_to_refuse(engine, tmp_path, ph
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (
+            ["pack", "content=encoded", "shorter_side=8", "out=s"],
+            "shorter_side=8 reduces pixels, and content=encoded keeps",
+        ),
         (["pack"], "out must be given"),
         (["pack", "out=x", "splits=[val]"], r"splits=\[val\]: write \[train,test\]"),
         (["pack", "out=x", "splits=[]"], r"splits=\[\]: write"),

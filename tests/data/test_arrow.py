@@ -149,6 +149,60 @@ def test_the_fingerprint_notices_what_changes(tmp_path, tables):
         assert fingerprint() in seen
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_fingerprint_notices_which_columns_are_read(tmp_path, tables, ending):
+    other = tables(seed=1)["image"]
+    write(tmp_path / f"train{ending}", tables().append_column("other", other))
+    seen = {Arrow(root=str(tmp_path), image=name).build("train").fingerprint for name in ("image", "other")}
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files_whose_labels_mean_something_else_are_refused(tmp_path, tables, refused, ending):
+    def described(names):
+        return huggingface(tables(), label={"_type": "ClassLabel", "names": names})
+
+    first, other = tmp_path / f"train-0{ending}", tmp_path / f"train-1{ending}"
+    write(first, described(NAMES))
+    for names in (NAMES[::-1], []):
+        write(other, described(names))
+        assert refused(Arrow(root=str(tmp_path))) == (
+            f"{other}: its ClassLabel's names are not those of {first}; write all files with the same names"
+        )
+    text = tables(labels=["cat"] * 24)
+    write(first, tables())
+    write(other, text)
+    assert refused(Arrow(root=str(tmp_path))) == (
+        f"{other}: its labels are names, those of {first} whole numbers: use one kind"
+    )
+    other.unlink()
+    for train, test, kinds in (
+        (text, tables(), ("a whole number as its label, the training records a name")),
+        (tables(), tables(labels=["1"] * 24), ("a name as its label, the training records a whole number")),
+    ):
+        write(first, train)
+        write(tmp_path / f"test{ending}", test)
+        assert refused(Arrow(root=str(tmp_path)), "test") == f"{tmp_path}/test{ending}: row 0 has {kinds}: use one kind"
+
+
+def test_nulls_inside_a_dictionary_are_named(tmp_path, tables, refused):
+    labels = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2] * 8, pa.int8()), pa.array(["cat", "dog", None]))
+    write(tmp_path / "train.ipc", tables(labels=labels))
+    assert refused(Arrow(root=str(tmp_path))) == f"{tmp_path}/train.ipc: row 2 has no label; leave such rows out"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_set_with_a_missing_image_can_be_opened(tmp_path, tables, ending):
+    table = tables()
+    images = table["image"].to_pylist()
+    images[9] = None
+    write(tmp_path / f"train{ending}", table.set_column(0, "image", pa.array(images, table["image"].type)))
+    source = Arrow(root=str(tmp_path)).build("train")
+    assert len(source.records(range(9)).images) == 9
+    with pytest.raises(UsageError, match=rf"train\{ending}: row 9 holds no image"):
+        source.records(range(12))
+
+
 def test_wrong_columns_are_named(tmp_path, tables, refused):
     path, table = tmp_path / "train.parquet", tables()
 

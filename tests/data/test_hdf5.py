@@ -125,6 +125,26 @@ def test_one_file_with_groups_names_of_classes_and_other_names(tmp_path, picture
     check_source(Hdf5(root=str(path), images="x", labels="y"))
 
 
+def test_names_of_classes_that_are_no_list_of_texts_are_refused(root, refused):
+    path = root / "train.h5"
+
+    def named(names):
+        with h5py.File(path, "a") as file:
+            file["labels"].attrs["class_names"] = names
+
+    for names in ("cat", b"cat", [["cat", "dog", "eel"]], [1, 2, 3], np.array([b"\xff", b"a", b"b"]), h5py.Empty("S3")):
+        named(names)
+        assert refused(Hdf5(root=str(root))) == (
+            f"{path}: labels has a class_names that is no list of texts; write one name for each class"
+        )
+    named(np.array([b"cat", b"dog", b"eel"]))
+    for classes in (None, 3):
+        assert Hdf5(root=str(root), classes=classes).build("train").classes == ("cat", "dog", "eel")
+    assert refused(Hdf5(root=str(root), classes=4)) == (
+        f"data.classes=4, but {path}: labels has 3 class_names; leave one of them out"
+    )
+
+
 def test_the_engine_trains_on_it(root, engine):
     engine("data=hdf5", f"data.root={root}", "data.size=16")
 

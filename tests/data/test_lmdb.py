@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
@@ -179,6 +180,34 @@ def test_databases_of_other_kinds_are_refused(tmp_path, refused):
     assert refused(Lmdb(root=str(tmp_path), train="none")).endswith("none.mdb is empty; fetch it again")
 
 
+@pytest.mark.parametrize(("place", "width", "order"), [(16, 64, "big"), (12, 32, "little"), (12, 32, "big")])
+def test_files_of_other_machines_are_told_from_other_files(root, refused, place, width, order):
+    path = root / "train_lmdb" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    data[:32] = bytes(32)
+    data[place : place + 4] = 0xBEEFC0DE.to_bytes(4, order)
+    path.write_bytes(data)
+    assert refused(Lmdb(root=str(root))) == (
+        f"{path} is an LMDB file of a {width}-bit {order}-endian machine, which is not read; write it on a 64-bit PC"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        (20, 2, "is of version 2 of the LMDB format: 1 can be read; write it again"),
+        (40, 4097, "is damaged: it says that its pages have 4097 bytes; fetch or write it again"),
+        (40, 0, "is damaged: it says that its pages have 0 bytes; fetch or write it again"),
+    ],
+)
+def test_versions_and_sizes_of_pages_are_named(root, refused, place, value, reason):
+    path = root / "train_lmdb" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    data[place : place + 4] = value.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert refused(Lmdb(root=str(root))) == f"{path} {reason}"
+
+
 def test_every_truncation_is_refused(root, refused):
     path = root / "train_lmdb" / "data.mdb"
     whole = path.read_bytes()
@@ -195,6 +224,20 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(root):
     path = root / "train_lmdb" / "data.mdb"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(Exception, match="was changed while it was in use: it has 5000 bytes"):
+        source.records([20])
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced"])
+def test_a_file_of_the_same_length_that_is_written_again_is_an_error(root, way):
+    source = Lmdb(root=str(root)).build("train")
+    path = root / "train_lmdb" / "data.mdb"
+    before, whole = path.stat(), path.read_bytes()
+    if way == "replaced":
+        (root / "other").write_bytes(whole)
+        (root / "other").replace(path)
+    time = before.st_mtime_ns + (way == "in place")
+    os.utime(path, ns=(time, time))
+    with pytest.raises(Exception, match="was changed while it was in use: it was written again; start again"):
         source.records([20])
 
 

@@ -134,6 +134,27 @@ def test_shards_at_an_address(root, pictures, png, refused, same_everywhere):
     memory.rm("/shards", recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (RuntimeError("403, message='no\nentry'"), "403, message='no entry'"),
+        (FileNotFoundError("shards"), None),
+        (NotImplementedError(), None),
+    ],
+)
+def test_why_an_address_cannot_be_listed_is_said(refused, monkeypatch, error, reason):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
+
+    def ls(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", ls)
+    message = refused(WebDataset(root="memory://shards"))
+    known = f"memory://shards cannot be listed ({reason}); check data.root and the access"
+    assert message == known if reason else message.startswith("data.root=memory://shards has no train*.tar")
+
+
 def test_the_fingerprint_notices_what_changes(root, files):
     def fingerprint(**options):
         return WebDataset(root=str(root), **options).build("train").fingerprint
@@ -202,6 +223,60 @@ def test_every_truncation_is_refused(tmp_path, files, refused):
     for length in [*range(0, last, 300), *range(512, last, 512), last, -(-last // 512) * 512]:
         path.write_bytes(whole[:length])
         assert refused(WebDataset(root=str(tmp_path), classes=3)).startswith(str(path))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_hard_links_give_the_content_of_their_target(tmp_path, files, refused, kind):
+    """Both an image and a label, and a link to a link, with names that only fit into headers of their own."""
+    path, written = tmp_path / "train.tar", list(files(3))
+    far = "" if kind == "ustar" else "folder/" * 40
+    links = [("a.png", far + "0001.png"), ("a.cls", far + "0002.cls"), ("b.png", "a.png"), ("b.cls", "a.cls")]
+    with tarfile.open(path, "w", format=FORMATS[kind]) as archive:
+        for name, content in written:
+            member = tarfile.TarInfo(far + name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target in [*links, ("left alone.bin", "nothing")]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.LNKTYPE, target
+            archive.addfile(member)
+    source = WebDataset(root=str(tmp_path)).build("train")
+    found, (picture, label) = source.records(range(5)), (dict(written)["0001.png"], 2)
+    assert found.images[3:] == [picture, picture]
+    assert found.targets.tolist() == [0, 1, 2, label, label]
+    with tarfile.open(path, "a", format=FORMATS[kind]) as archive:
+        member = tarfile.TarInfo("c.png")
+        member.type, member.linkname = tarfile.LNKTYPE, "elsewhere.png"
+        archive.addfile(member)
+    assert refused(WebDataset(root=str(tmp_path))) == (
+        f"{path}: c.png is a hard link to elsewhere.png, which is not before it in the shard; write the file itself"
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [b"-0000001000\0", b"+0000001000\0", b"0000_001000\0", b"\xff" * 10 + b"\xfe\0", b"8" * 12]
+)
+def test_a_size_that_is_no_number_is_refused(tmp_path, files, refused, size):
+    path = tmp_path / "train.tar"
+    write(path, files(6), tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"0003.png")
+    data[place + 124 : place + 136] = size
+    data[place + 148 : place + 156] = b" " * 8
+    data[place + 148 : place + 155] = b"%06o\0" % sum(data[place : place + 512])
+    path.write_bytes(data)
+    assert refused(WebDataset(root=str(tmp_path))).startswith(f"{path} is damaged: its header at {place} has no size")
+
+
+@pytest.mark.parametrize("size", ["x", "-1024", "1_0", "", "9" * 5000])
+def test_an_extended_size_that_is_no_number_is_refused(tmp_path, refused, size):
+    path = tmp_path / "train.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("0000.png")
+        member.pax_headers = {"size": size}
+        archive.addfile(member)
+    message = refused(WebDataset(root=str(tmp_path)))
+    assert message.startswith(f"{path} is damaged: its extended header at 512 has no size")
 
 
 def test_what_follows_the_end_is_refused(tmp_path, files, refused):

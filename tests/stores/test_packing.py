@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,19 +135,99 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, content, shard_size)
         assert store.records(range(6)).images == [spoiled().images[index] for index in sound]
 
 
-def test_a_record_that_the_source_cannot_give_is_named_and_left_out(tmp_path):
+def refusing(record: int) -> Given:
+    """Return a source that cannot give one of its records at the moment."""
     source = raw()
     records = source.records
 
     def some(indices):
-        if 7 in indices:
-            raise UsageError("photos/7.jpg cannot be read (Input/output error)")
+        if record in indices:
+            raise UsageError(f"photos/{record}.jpg cannot be read (Input/output error)")
         return records(indices)
 
     source.records = some
-    meta = pack(tmp_path / "train", source)
-    assert list(meta.skipped) == ["photos/7.jpg cannot be read (Input/output error)"]
-    assert torch.equal(opened(tmp_path / "train").records([6, 7]).images, raw().images[[6, 8]])
+    return source
+
+
+def test_a_record_that_the_source_cannot_give_ends_the_packing_and_is_packed_later(tmp_path):
+    options = {"shard_size": 5 * 192}
+    pack(tmp_path / "whole", raw(), **options)
+    begun = Packing.begin(tmp_path / "train", raw(), Recipe("pixels", None), **options)
+    assert begun
+    begun = replace(begun, source=refusing(7))
+    begun.write_shard(0, 1, lambda count: None)
+    with pytest.raises(UsageError, match=r"^photos/7.jpg cannot be read \(Input/output error\)$"):
+        begun.write_shard(1, 1, lambda count: None)
+    assert begun.finished() == [0]
+    assert list(pack(tmp_path / "train", raw(), **options).skipped) == []
+    assert contents(tmp_path / "train") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changed", ["pixels", "label", "decodes"])
+def test_a_source_that_changed_is_noticed_before_it_is_gone_on_with(tmp_path, changed):
+    """Of 20 records, all are compared; the fingerprint is the same."""
+    before, after = (spoiled(), spoiled()) if changed == "decodes" else (raw(), raw())
+    begun = Packing.begin(tmp_path / "train", before, Recipe("pixels", None), 1 << 20)
+    assert begun
+    begun.write_shard(0, 1, lambda count: None)
+    begun.require_same([0], 1)
+    if changed == "pixels":
+        after.images[4, 0, 0, 0] ^= 1
+    elif changed == "label":
+        after.targets[4] = (after.targets[4] + 1) % 3
+    else:
+        after.images[4] = after.images[3]
+    with pytest.raises(UsageError, match=r"/4(.jpg)? has changed since|record 4 has changed since it was packed; del"):
+        replace(begun, source=after).require_same([0], 1)
+
+
+def test_what_is_compared_is_spread_over_every_finished_data_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "COMPARED", 3)
+    begun = Packing.begin(tmp_path / "train", raw(), Recipe("pixels", None), 10 * 192)
+    assert begun
+    begun = replace(begun, portion=2)
+    for number in (0, 1):
+        begun.write_shard(number, 1, lambda count: None)
+    asked, source = [], raw()
+    records = source.records
+    source.records = lambda indices: asked.extend(indices) or records(indices)
+    replace(begun, source=source).require_same([0, 1], 0)
+    assert asked == [0, 4, 9, 10, 14, 19]
+
+
+def test_names_are_on_the_disk_before_and_after_the_commit(tmp_path, monkeypatch):
+    done, fsync, replaced = [], os.fsync, os.replace
+    out = tmp_path / "out"
+
+    def flushed(file: int) -> None:
+        done.append(("fsync", Path(os.readlink(f"/proc/self/fd/{file}"))))
+        fsync(file)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append(("replace", Path(new)))
+        replaced(old, new)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    pack(out / "train", raw())
+    names = [("fsync", out / "train"), ("fsync", out), ("fsync", tmp_path)]
+    plan = done.index(("replace", out / "train" / layout.WORK / layout.PLAN))
+    data = done.index(("fsync", out / "train" / layout.shard_name(0)))
+    assert done[plan + 2 : plan + 5] == names
+    assert plan + 4 < data
+    commit = done.index(("replace", out / "train" / layout.META))
+    assert done[commit + 1 :] == [names[0], *names]
+    assert done[commit - 1][0] == "fsync"
+
+
+def test_the_part_of_a_lost_data_file_does_not_vouch_for_half_of_a_new_one(tmp_path):
+    begun = Packing.begin(tmp_path / "train", raw(), Recipe("pixels", None), 5 * 192)
+    assert begun
+    begun.write_shard(1, 1, lambda count: None)
+    (tmp_path / "train" / layout.shard_name(1)).unlink()
+    with pytest.raises(UsageError, match="Input/output error"):
+        replace(begun, source=refusing(7)).write_shard(1, 1, lambda count: None)
+    assert not (tmp_path / "train" / layout.WORK / "00001.npz").exists()
 
 
 def test_a_source_without_a_readable_image(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,18 @@ def assert_same(one, other) -> None:
         assert torch.equal(a, b)
     assert tuple(one.shape) == tuple(other.shape)
     assert list(one.classes) == list(other.classes)
+
+
+def test_an_open_store_takes_28_bytes_a_record(tmp_path):
+    count = 20_000
+    pack(tmp_path / "train", raw(count, (1, 1, 1)))
+    tracemalloc.start()
+    try:
+        store = opened(tmp_path / "train")
+        assert 28 * count <= tracemalloc.get_traced_memory()[0] < 31 * count
+    finally:
+        tracemalloc.stop()
+    assert len(store) == count
 
 
 def test_crc32c_is_castagnolis():

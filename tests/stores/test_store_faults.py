@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -263,8 +264,25 @@ def test_too_many_open_files(copy, monkeypatch):
     folder = copy()
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(source.os, "open", limited)
-    assert "data-00002.bin cannot be opened (Too many open files)" in given(folder)[2][0]
+    line = given(folder)[2][0]
+    assert line.endswith(
+        "data-00002.bin cannot be opened (Too many open files); raise `ulimit -n`, or pack with a larger shard_size"
+    )
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("hard", [4096, 257, resource.RLIM_INFINITY])
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(copy, monkeypatch, hard):
+    asked = []
+    monkeypatch.setattr(source.resource, "getrlimit", lambda kind: (256, hard))
+    monkeypatch.setattr(source.resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    used, folder = len(os.listdir("/proc/self/fd")), copy()
+    opened(folder)
+    most = 257 if hard == 257 else used + len(list(folder.glob("data-*"))) + source.SPARE
+    assert [(limit - most in (-1, 0, 1), rest) for limit, rest in asked] == [(True, hard)]
+    monkeypatch.setattr(source.resource, "getrlimit", lambda kind: (2048, hard))
+    opened(folder)
+    assert len(asked) == 1
 
 
 def test_a_store_that_is_let_go_of_closes_its_files(whole):
