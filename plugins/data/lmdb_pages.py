@@ -120,8 +120,8 @@ def _other(data: bytes) -> str:
     """Return what a file is whose first or second page does not begin as one of a 64-bit little-endian machine."""
     for place, width in ((HEADER, 64), (HEADER_32, 32)):
         for order in ("little", "big"):
-            if data[place : place + 4] == MAGIC.to_bytes(4, order):  # type: ignore[arg-type]
-                return f"is an LMDB file of a {width}-bit {order}-endian machine, which is not read; write it on a 64-bit PC"
+            if data[place : place + 4] == MAGIC.to_bytes(4, order):
+                return f"is an LMDB file of a {width}-bit {order}-endian machine; write it on a 64-bit PC"
     return "is no LMDB file (it begins with other bytes); check data.root"
 
 
