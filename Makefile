@@ -7,13 +7,15 @@
 # ARGS    more arguments of `engine train`, pytest or a benchmark
 # ENGINE_CUDA        0 leaves out the CUDA kernels, 1 fails where they cannot be built; unset, built where nvcc is
 # ENGINE_CUDA_ARCHS  the GPUs that they are built for, as in "80;90"; unset, those of this machine, else 80 and 90
+# ENGINE_JPEG        0 decodes JPEG with simplejpeg, 1 fails without libjpeg-turbo's headers; unset, what is there
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
 ARGS ?=
 ENGINE_CUDA ?=
 ENGINE_CUDA_ARCHS ?=
-export ENGINE_CUDA ENGINE_CUDA_ARCHS
+ENGINE_JPEG ?=
+export ENGINE_CUDA ENGINE_CUDA_ARCHS ENGINE_JPEG
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -21,7 +23,7 @@ TORCH_REQUIREMENT := $(if $(findstring torch,$(TORCH)),$(TORCH),torch==$(TORCH))
 BENCHMARKS := $(filter-out %/__init__.py %/harness.py,$(wildcard benchmarks/*.py))
 
 # A few small shapes of every kernel, as each takes hundreds of times as long under the sanitizer.
-SANITIZED := tests/gpu/test_values.py -k small_shapes
+SANITIZED := tests/gpu/test_values.py tests/gpu/test_images.py -k small_shapes
 
 .PHONY: build train test soak sanitize lint bench gpu-test gpu-bench clean distclean help FORCE
 .DELETE_ON_ERROR:
@@ -76,7 +78,7 @@ distclean: clean  ## remove the environment too
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	    printf '%-10s %s\n' "$$name" "$$text"; done
-	@sed -n '3,9s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+	@sed -n '3,11s/^# \{0,1\}//p' $(MAKEFILE_LIST)
 
 # Said before anything is built: to compile for no GPU takes minutes.
 need_gpu = nvidia-smi -L 2>&1 | grep -q '^GPU' || { \
@@ -99,7 +101,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt $(VENV
 # ninja keeps the objects under build/: after a change in csrc/ only what it touches is compiled again.
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.plugins $(VENV)/.cuda setup.py pyproject.toml $(shell find csrc -type f)
 	$(INSTALL) --no-build-isolation --no-deps --editable .
-	@test ! -e build/engine._cuda.txt || cat build/engine._cuda.txt  # what pip does not show
+	@for told in JPEG engine._cuda; do test ! -e build/$$told.txt || cat build/$$told.txt; done  # what pip does not show
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.built requirements-bench.txt
@@ -110,6 +112,6 @@ $(VENV)/.bench: $(VENV)/.built requirements-bench.txt
 # plugins/, which an installation records as entry points.
 $(VENV)/.torch: FACT = $(TORCH_REQUIREMENT)
 $(VENV)/.plugins: FACT = $(wildcard plugins/*/__init__.py)
-$(VENV)/.cuda: FACT = $(ENGINE_CUDA) $(ENGINE_CUDA_ARCHS)
+$(VENV)/.cuda: FACT = $(ENGINE_CUDA) $(ENGINE_CUDA_ARCHS) $(ENGINE_JPEG)
 $(VENV)/.torch $(VENV)/.plugins $(VENV)/.cuda: FORCE | $(BIN)/python
 	@printf '%s\n' '$(FACT)' | cmp -s - $@ || printf '%s\n' '$(FACT)' > $@

@@ -7,6 +7,9 @@ import name that an installation adds. CXX, CXXFLAGS and LDFLAGS are respected.
 found, with or without a GPU; ENGINE_CUDA=0 leaves it out, ENGINE_CUDA=1 fails where it cannot be built, and a line
 tells what was done and why. ENGINE_CUDA_ARCHS="80;90" names the compute capabilities to compile for, else the GPUs of
 the machine do, else it is ARCHITECTURES.
+
+JPEG is decoded by libjpeg-turbo where its headers are found; else by simplejpeg, which brings its own and decodes whole
+images only. ENGINE_JPEG=0 does not look for them, ENGINE_JPEG=1 fails where they are absent, and a line tells.
 """
 
 import os
@@ -29,9 +32,9 @@ CXXFLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *CXXFLAGS]
 
-# The sources of csrc/cpu/conv are compiled once per instruction set, and the machine at hand chooses among them when
-# the extension is loaded: the levels of the x86-64 ABI, and elsewhere what every machine of the kind has (NEON on
-# aarch64).
+# The sources of csrc/cpu/conv and csrc/cpu/images are compiled once per instruction set, and the machine at hand
+# chooses among them when the extension is loaded: the levels of the x86-64 ABI, and elsewhere what every machine of the
+# kind has (NEON on aarch64).
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
@@ -56,6 +59,8 @@ class NinjaBuild(build_ext):
         """Build ``ext`` in a folder that outlives the command, and copy it to where setuptools wants it."""
         tools = self.nvcc if ext.name == CUDA else Gcc(self.distribution.get_version())
         tools.require()
+        if ext.name != CUDA:
+            tell("JPEG", tools.jpeg)
         # Keyed by the interpreter: its headers differ, and its objects must not be taken for another's.
         folder = Path("build", f"ninja-{sysconfig.get_config_var('SOABI')}", ext.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,7 @@ def write_rules(folder: Path, target: Path, sources: list[str], tools: "Gcc | Nv
         ninja.variable("builddir", str(folder))
         compiling = f"{tools.command()} $flags -MMD -MF $out.d -c $in -o $out"
         ninja.rule("compile", compiling, description="compile $in", depfile="$out.d", deps="gcc")
-        linking = f"{tools.command()} {quote(tools.linking)} $in -o $out"
+        linking = f"{tools.command()} {quote(tools.linking)} $in -o $out {quote(tools.libraries)}"
         ninja.rule("link", linking, description="link $out")
         objects = []
         for source in sources:
@@ -101,14 +106,34 @@ def write_rules(folder: Path, target: Path, sources: list[str], tools: "Gcc | Nv
         ninja.default(str(target))
 
 
+# Compiles where libjpeg-turbo's headers are, and links where its library is.
+JPEG_TRIAL = """
+#include <cstdio>
+#include <jpeglib.h>
+#if !defined(LIBJPEG_TURBO_VERSION) || !defined(JCS_EXTENSIONS)
+#error "these are not libjpeg-turbo's headers"
+#endif
+int main() {
+    jpeg_decompress_struct info;
+    jpeg_create_decompress(&info);
+    return jpeg_skip_scanlines(&info, 0);
+}
+"""
+
+
 class Gcc:
-    """The C++ compiler, GCC or Clang, and what it makes of a source."""
+    """The C++ compiler, GCC or Clang, and what it makes of a source.
+
+    jpeg: what decodes JPEG, in words.
+    """
 
     linking = ("-shared", "-fopenmp", *LDFLAGS)
     way_out = ""
 
     def __init__(self, version: str) -> None:
         self.version = version
+        self.jpeg = ""
+        self.libraries: list[str] = []
 
     def command(self) -> str:
         """Return how it is called."""
@@ -128,17 +153,43 @@ class Gcc:
                     f"the C++ compiler '{self}' does not know {' '.join(flags)}; GCC 11 or Clang 12 is needed, or "
                     "newer: install one, or set CXX"
                 )
+        reason = no_jpeg(words)
+        self.libraries = [] if reason else ["-ljpeg"]
+        self.jpeg = (
+            f"decoded by simplejpeg, whole images only: {reason}"
+            if reason
+            else "decoded by libjpeg-turbo, only the part and the size that a crop needs"
+        )
 
     def variants(self, source: str) -> dict[str, list[str]]:
         """Return the objects to make of a source: the suffix of each one's name, and its flags."""
-        if Path(source).name == "bindings.cpp":
+        if source.endswith("bindings.cpp"):
             facts = {"ENGINE_VERSION": self.version, "ENGINE_FLAGS": " ".join(FLAGS)}
             return {"": [*FLAGS, *python_headers(), *(f'-D{name}="{text}"' for name, text in facts.items())]}
-        if Path(source).parent.name != "conv":
-            return {"": FLAGS}
+        if Path(source).parent.name not in ("conv", "images"):
+            return {"": [*FLAGS, *(["-DENGINE_JPEG"] if self.libraries else [])]}
         # Sums are fused into multiplications wherever the instruction set can: the kernels count on it.
         common = [*FLAGS, "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
         return {f".{isa}": [*common, f"-DENGINE_ISA={isa}", *flags] for isa, flags in INSTRUCTION_SETS.items()}
+
+
+def no_jpeg(compiler: list[str]) -> str:
+    """Return why JPEG is not decoded by libjpeg-turbo, "" if it is; CompileError for what cannot be followed."""
+    wish = os.environ.get("ENGINE_JPEG", "")
+    if wish not in ("", "0", "1"):
+        raise CompileError(f"ENGINE_JPEG={wish}: 1 decodes with libjpeg-turbo, 0 does not; unset, where it is found")
+    if wish == "0":
+        return "ENGINE_JPEG=0"
+    trial = [*compiler, *CXXFLAGS, "-x", "c++", "-", "-o", os.devnull, *LDFLAGS, "-ljpeg"]
+    if not subprocess.run(trial, input=JPEG_TRIAL, text=True, capture_output=True).returncode:
+        return ""
+    reason = "libjpeg-turbo's headers were not found"
+    if wish == "1":
+        raise CompileError(
+            f"ENGINE_JPEG=1: {reason}; install libjpeg62-turbo-dev (Debian), libjpeg-turbo8-dev (Ubuntu) or "
+            "libjpeg-turbo-devel (Fedora)"
+        )
+    return reason
 
 
 @dataclass(frozen=True)
@@ -155,6 +206,7 @@ class Nvcc:
     why: str
 
     way_out = "; ENGINE_CUDA=0 builds without it"
+    libraries = ()
 
     def __str__(self) -> str:
         codes = [f"sm_{a}" for a in self.architectures]
@@ -292,7 +344,9 @@ setup(
     ext_modules=[
         Extension(
             "engine._cpu",
-            sources=sources_in("cpu", "csrc/bindings.cpp", "csrc/convolution.cpp"),
+            sources=sources_in(
+                "cpu", "csrc/bindings.cpp", "csrc/image_bindings.cpp", "csrc/jpeg_bindings.cpp", "csrc/convolution.cpp"
+            ),
             depends=list(map(str, SOURCES)),  # what puts all of them in a source distribution
         ),
         Extension(CUDA, sources=sources_in("cuda", "csrc/cuda_bindings.cpp", "csrc/convolution.cpp")),

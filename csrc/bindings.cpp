@@ -1,4 +1,4 @@
-// The Python face of the CPU kernels: the only file here that knows Python, and none knows torch.
+// The Python face of the CPU kernels: it, image_bindings.cpp and jpeg_bindings.cpp alone know Python, and none torch.
 // Python passes addresses of memory it owns, and keeps it alive for the length of the call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,6 +13,9 @@
 #include "cpu/philox.h"
 
 namespace py = pybind11;
+
+void bind_images(py::module_& module);
+void bind_jpeg(py::module_& module);
 
 namespace {
 
@@ -181,4 +184,6 @@ PYBIND11_MODULE(_cpu, module) {
         .def("waste", &Convolution::waste)
         .def("prepare", &Convolution::prepare, py::call_guard<py::gil_scoped_release>())
         .def("run", &Convolution::run, py::call_guard<py::gil_scoped_release>());
+    bind_images(module);
+    bind_jpeg(module);
 }

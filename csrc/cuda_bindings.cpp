@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cuda/convolution.h"
+#include "cuda/images.h"
 
 namespace py = pybind11;
 
@@ -125,6 +126,36 @@ private:
     const engine::CudaAlgorithm& algorithm_;
 };
 
+// A pass over images of one size, whose arrays Python keeps for as long as this is there.
+class ImagePass {
+public:
+    // sizes: the first nine fields of engine::ImagePass, then height and width of the images. arrays: the addresses of
+    // its axes, mirrored, kinds, factors and erased, on the host.
+    ImagePass(const std::array<int64_t, 11>& sizes, const std::array<float, 3>& fill,
+              const std::array<std::uintptr_t, 5>& arrays)
+        : pass_{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8],
+                {fill[0], fill[1], fill[2]},
+                at<const engine::Axis>(arrays[0]), at<const uint8_t>(arrays[1]), at<const int32_t>(arrays[2]),
+                at<const float>(arrays[3]), at<const engine::Erased>(arrays[4])} {
+        check(engine::cuda_images.mistake(pass_, sizes[9], sizes[10]));
+    }
+
+    int64_t packed_bytes() const { return engine::cuda_images.packed_bytes(pass_); }
+    void pack(std::uintptr_t packed) const { engine::cuda_images.pack(pass_, at<void>(packed)); }
+
+    // strides: of the images' image, row, column and channel. index: an address, or 0.
+    void run(std::uintptr_t images, const std::array<int64_t, 4>& strides, std::uintptr_t index, std::uintptr_t packed,
+             std::uintptr_t copied, std::uintptr_t out, std::uintptr_t stream) const {
+        const engine::ImageBatch batch{at<const uint8_t>(images), strides[0], strides[1], strides[2], strides[3],
+                                       at<const int64_t>(index)};
+        check(engine::cuda_images.run(pass_, batch, at<const void>(packed), at<void>(copied), at<void>(out),
+                                      reinterpret_cast<cudaStream_t>(stream)));
+    }
+
+private:
+    engine::ImagePass pass_;
+};
+
 }  // namespace
 
 #if defined(ENGINE_CUDA_ON_HOST)
@@ -143,4 +174,11 @@ PYBIND11_MODULE(_cuda, module) {
         .def("waste", &Convolution::waste)
         .def("prepare", &Convolution::prepare, py::call_guard<py::gil_scoped_release>())
         .def("run", &Convolution::run, py::call_guard<py::gil_scoped_release>());
+    py::class_<ImagePass>(module, "ImagePass")
+        .def(py::init<const std::array<int64_t, 11>&, const std::array<float, 3>&,
+                      const std::array<std::uintptr_t, 5>&>(),
+             py::arg("sizes"), py::arg("fill"), py::arg("arrays"))
+        .def("packed_bytes", &ImagePass::packed_bytes)
+        .def("pack", &ImagePass::pack, py::call_guard<py::gil_scoped_release>())
+        .def("run", &ImagePass::run, py::call_guard<py::gil_scoped_release>());
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -12,6 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from engine import ops
 from engine.errors import UsageError
 
 FORMATS = ("JPEG", "PNG")
@@ -28,6 +30,11 @@ UPRIGHT = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+# Warnings of libjpeg after which it made nothing up: csrc/cpu/jpeg.cpp passes over the same.
+HARMLESS = re.compile(
+    "extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform|"
+    "Invalid SOS parameters for sequential|Inconsistent progression sequence"
+)
 
 
 def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
@@ -61,8 +68,11 @@ def decode_whole(data: bytes, channels: int, shorter_side: int | None = None) ->
     """Return all pixels of a JPEG or PNG, upright, as uint8 [height, width, channels], 1 or 3 channels.
 
     Where ``shorter_side`` is given, a larger image is reduced to it (``reduced``). Colours and errors are those of
-    ``decode``.
+    ``decode``, except that a JPEG of which a decoder would have made up a part is refused.
     """
+    pixels = _jpeg_pixels(data, channels)
+    if pixels is not None:
+        return reduced(pixels, shorter_side)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             orientation = _orientation(image)
@@ -71,6 +81,38 @@ def decode_whole(data: bytes, channels: int, shorter_side: int | None = None) ->
         raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
     upright = colours.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else colours
     return reduced(np.array(upright).reshape(upright.height, upright.width, channels), shorter_side)
+
+
+def _jpeg_pixels(data: bytes, channels: int) -> np.ndarray | None:
+    """Return the pixels of an upright JPEG, gray or of three colours; None for what Pillow has to decode."""
+    try:
+        height, width, components, orientation = ops.jpeg_header(data)
+    except ValueError:
+        return None
+    if components not in (1, 3) or orientation != 1 or height * width > ops.MOST_PIXELS:
+        return None
+    try:
+        if ops.jpeg_decodes():
+            return ops.decode_jpeg(data, channels)[0].numpy()
+        return _simplejpeg_pixels(data, channels, components)
+    except ValueError as error:
+        raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
+
+
+def _simplejpeg_pixels(data: bytes, channels: int, components: int) -> np.ndarray | None:
+    """Return the pixels of a JPEG where this build has no libjpeg-turbo; None for what Pillow has to decode.
+
+    Raises ValueError for damage.
+    """
+    import simplejpeg
+
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB" if max(channels, components) == 3 else "GRAY")
+    except ValueError as error:  # libjpeg's last warning counts as one too
+        if HARMLESS.search(str(error)):
+            return None
+        raise
+    return pixels if pixels.shape[2] == channels else np.array(_image(pixels).convert("L"))[:, :, None]
 
 
 def reduced(pixels: np.ndarray, shorter_side: int | None) -> np.ndarray:

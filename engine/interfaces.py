@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow
+from engine.pictures import Pictures
+from engine.plan import Plan
 from engine.randomness import Key
 
 __all__ = [
     "DIRECTIONS", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "KernelChooser", "KernelRow", "LossFunction",
-    "Marginalization", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
+    "Marginalization", "Pictures", "Plan", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
 ]  # fmt: skip
 
 
@@ -63,12 +65,21 @@ class Source(Protocol):
     """(channels, height, width) of every image once decoded."""
     fingerprint: str
     """Changes when the records change; kept in checkpoints."""
+    colour: Mapping[str, Any] | None = None
+    """Of all pixels, as 0..255, the "mean" [c] and "covariance" [c][c]; None where nobody has computed them."""
 
     def __len__(self) -> int: ...
 
     def records(self, indices: Sequence[int]) -> Records:
         """Return the records at ``indices``, in that order. Raises UsageError naming an unreadable file."""
         ...
+
+    def pictures(self, indices: Tensor) -> tuple[Pictures, Tensor] | None:
+        """Return where whole images are, and their targets, for native code to read; None: ask for ``records``.
+
+        indices: int64 [n] on the CPU.
+        """
+        return None
 
     def name_of(self, index: int) -> str:
         """Name a record for an error message: its file, or its number."""
@@ -80,6 +91,8 @@ class Augmentation(Protocol):
 
     group: int = 1
     """Consecutive samples that may be mixed with each other: rows 0..group-1 of a batch, and so on in whole groups."""
+    by_record: bool = False
+    """Whether draws depend on which image it is and on the epoch: then ``draw_by_record`` is called, not ``draw``."""
 
     def prepare(self, training: Callable[[], Source]) -> None:
         """Learn what is needed (statistics, say) from the training source, opened by calling ``training``."""
@@ -92,6 +105,10 @@ class Augmentation(Protocol):
         """
         return None
 
+    def draw_by_record(self, key: Key, records: Tensor, epoch: int, shape: tuple[int, int, int]) -> Any:
+        """Draw the parameters of the source's ``records`` (int64 [n]) in an epoch, counted from 0."""
+        return None
+
     def apply(self, images: Tensor, targets: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
         """Return augmented images and targets; ``images`` [n, c, h, w] is uint8 0..255 or float, never edited."""
         ...
@@ -99,6 +116,17 @@ class Augmentation(Protocol):
     def test(self, images: Tensor) -> Tensor:
         """Return images as an evaluation wants them. Default: unchanged, right for a random augmentation."""
         return images
+
+    def fuse(self, plan: Plan, parameters: Any) -> bool:
+        """Add to ``plan`` what ``apply`` would do, and return True; False if a native pass cannot. Default: it cannot.
+
+        What both do agrees to a grey level.
+        """
+        return False
+
+    def fuse_test(self, plan: Plan) -> bool:
+        """Add to ``plan`` what ``test`` would do, and return True; False if a native pass cannot."""
+        return type(self).test is Augmentation.test  # nothing, then
 
 
 class Marginalization(Protocol):

@@ -1,9 +1,9 @@
 // Vectors of the instruction set that this file is compiled for, in GCC's vector extensions (Clang has them too).
 //
-// Every source of csrc/cpu/conv is compiled once per instruction set, with ENGINE_ISA naming it; what it defines
-// lies in namespace engine::ENGINE_ISA, and helpers in an anonymous namespace within. So the linker can never take a
-// function compiled for AVX-512 for a machine without: for the same reason templates of the standard library, which
-// have one name in all of these files, are not used here.
+// Every source of csrc/cpu/conv and csrc/cpu/images is compiled once per instruction set, with ENGINE_ISA naming it;
+// what it defines lies in namespace engine::ENGINE_ISA, and helpers in an anonymous namespace within. So the linker can
+// never take a function compiled for AVX-512 for a machine without: for the same reason templates of the standard
+// library, which have one name in all of these files, are not used here.
 #pragma once
 
 #include <cstdint>

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 ON_HOST = ["-DENGINE_CUDA_ON_HOST", f"-I{ROOT / 'csrc'}"]
 """The flags of a .cu file for the host."""
+CONVOLUTIONS = sorted(path for path in (ROOT / "csrc/cuda").glob("*.cu") if path.stem != "images")
+"""The sources of the GPU's convolutions: one for each algorithm, of its name."""
 
 
 @dataclass

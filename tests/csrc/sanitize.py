@@ -1,10 +1,12 @@
-"""Builds the convolutions with sanitizers and runs them on random shapes.
+"""Builds the convolutions and the GPU's pass over images with sanitizers and runs them on random shapes.
 
-`make sanitize` (ARGS: the number of shapes, a seed) exits with 1 at the first finding of one of three programs; ARGS
+`make sanitize` (ARGS: the number of shapes, a seed) exits with 1 at the first finding of one of these programs; ARGS
 may begin with the name of one: "cuda 500 1".
-  cpu    the CPU's convolutions: memory and undefined behaviour
-  cuda   the GPU's, compiled for the host: the same
-  races  the GPU's: what threads of a block do to the same memory without a barrier between
+  cpu           the CPU's convolutions: memory and undefined behaviour
+  cuda          the GPU's, compiled for the host: the same
+  races         the GPU's: what threads of a block do to the same memory without a barrier between
+  images        the GPU's pass over images: memory and undefined behaviour
+  images-races  and races in it
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from building import BUILD, ON_HOST, ROOT, Source, build, compiler
+from building import BUILD, CONVOLUTIONS, ON_HOST, ROOT, Source, build, compiler
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fopenmp"]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -46,7 +48,7 @@ def cpu() -> Path:
 def cuda_sources() -> list[Source]:
     """Return the sources of a program that runs the GPU's convolutions on the host, with many portions each."""
     own = ["csrc/convolution.cpp", "csrc/cuda/algorithms.cpp", "tests/csrc/cuda_convolutions.cpp"]
-    paths = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), *(ROOT / name for name in own)]
+    paths = [*CONVOLUTIONS, *(ROOT / name for name in own)]
     return [Source(path, [*ON_HOST, "-DENGINE_SMALL_PORTIONS"]) for path in paths]
 
 
@@ -60,7 +62,18 @@ def races() -> Path:
     return program("races", cuda_sources(), RACES)
 
 
-PROGRAMS = {"cpu": cpu, "cuda": cuda, "races": races}
+def images(sanitizers: Sequence[str] = MEMORY, name: str = "images") -> Path:
+    """Return the program of the GPU's pass over images."""
+    own = ["csrc/cuda/images.cu", "tests/csrc/cuda_images.cpp"]
+    return program(name, [Source(ROOT / path, ON_HOST) for path in own], sanitizers)
+
+
+def image_races() -> Path:
+    """Return the program of the GPU's pass over images that looks for races."""
+    return images(RACES, "images-races")
+
+
+PROGRAMS = {"cpu": cpu, "cuda": cuda, "races": races, "images": images, "images-races": image_races}
 
 
 def run(path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
@@ -91,8 +104,8 @@ def main() -> int:
     """Run the programs that are asked for, up to the first finding."""
     named = sys.argv[1:2] and sys.argv[1] in PROGRAMS
     for name in [sys.argv.pop(1)] if named else PROGRAMS:
-        if name == "races" and no_races():
-            print(f"races: not looked for, {no_races()}", flush=True)
+        if name.endswith("races") and no_races():
+            print(f"{name}: not looked for, {no_races()}", flush=True)
             continue
         print(f"{name}:", flush=True)
         if run(PROGRAMS[name](), *sys.argv[1:]).returncode:

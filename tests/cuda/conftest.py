@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / name) for name in ("cuda", "kernels", "csrc")]
+sys.path[:0] = [str(TESTS / name) for name in ("cuda", "kernels", "csrc", "images")]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def library(name: str, sources: list[Source]) -> Path:
 
 
 def module() -> ModuleType:
-    """Return the extension ``_cuda_on_host``: ``Convolution``, and ``shuffle(seed)`` for the order of threads."""
+    """Return the extension ``_cuda_on_host``: that of a GPU, and ``shuffle(seed)`` for the order of threads."""
     python = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     flags = {"cuda_bindings.cpp": [*ON_HOST, *python]}
     path = library("_cuda_on_host", [Source(path, flags.get(path.name, ON_HOST)) for path in SOURCES])

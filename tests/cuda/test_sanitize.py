@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sanitize
-from building import ON_HOST, ROOT, Source
+from building import CONVOLUTIONS, ON_HOST, Source
 
 HERE = Path(__file__).parent
 
@@ -81,12 +81,32 @@ def check_convolutions(program: str, shapes: int, seed: int) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{shapes} shapes, 0 failures" in result.stdout
     called = {name for name, count in re.findall(r"^(\w+): (\d+) calls$", result.stdout, re.MULTILINE) if int(count)}
-    assert called == {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")}
+    assert called == {path.stem for path in CONVOLUTIONS}
 
 
 @pytest.mark.timeout(300)  # it compiles
 def test_every_algorithm_stays_within_its_arrays() -> None:
     check_convolutions("cuda", 3, 0)
+
+
+def check_images(program: str, passes: int, seed: int) -> None:
+    result = sanitize.run(sanitize.PROGRAMS[program](), str(passes), str(seed), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{passes} passes, 0 failures" in result.stdout
+
+
+@pytest.mark.timeout(300)  # it compiles
+def test_the_pass_over_images_stays_within_its_arrays() -> None:
+    check_images("images", 60, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("program", ["images", "images-races"])
+def test_many_passes_over_images_under_the_sanitizers(program: str) -> None:
+    if program == "images-races" and sanitize.no_races():
+        pytest.skip(sanitize.no_races())
+    check_images(program, 600, 1)
 
 
 @pytest.mark.soak

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from building import CONVOLUTIONS
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_compiled import BOUNDS, DOUBLE, TAKEN, arguments, compute, error, reference, scale, specs, strided
@@ -19,7 +19,7 @@ from test_compiled import BOUNDS, DOUBLE, TAKEN, arguments, compute, error, refe
 from engine.interfaces import DIRECTIONS, ConvSpec
 from engine.ops import Convolution, CudaConvolution
 
-ALGORITHMS = sorted(path.stem for path in (Path(__file__).parents[2] / "csrc/cuda").glob("*.cu"))
+ALGORITHMS = [path.stem for path in CONVOLUTIONS]
 
 
 def code_of(host: ModuleType, algorithm: str) -> CudaConvolution:

@@ -215,7 +215,9 @@ def test_a_mistake_in_a_kernel_fails_the_build_and_names_the_way_round_it(machin
 
 
 NO_ALGORITHMS = """#include "convolution.h"
+#include "images.h"
 namespace engine {
+const CudaImages cuda_images = {};
 const CudaAlgorithm* const* cuda_algorithms() {
     static constexpr const CudaAlgorithm* none = nullptr;
     return &none;

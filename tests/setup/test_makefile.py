@@ -24,7 +24,7 @@ esac
 """
 
 # Nothing of an outer make (this suite may run under one) may reach the inner one.
-OUTER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV", "ENGINE_CUDA", "ENGINE_CUDA_ARCHS"}
+OUTER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV", "ENGINE_CUDA", "ENGINE_CUDA_ARCHS", "ENGINE_JPEG"}
 
 
 def age(paths: Iterable[Path], seconds: int) -> None:
@@ -108,15 +108,16 @@ def test_another_torch_is_installed_when_asked_for(checkout: Checkout, asked: st
     assert checkout.calls_of("build", f"TORCH={asked}") == []
 
 
-@pytest.mark.parametrize("asked", ["ENGINE_CUDA=1", "ENGINE_CUDA_ARCHS=80;90"])
-def test_other_wishes_for_cuda_build_again_and_what_was_built_is_shown(checkout: Checkout, asked: str) -> None:
+@pytest.mark.parametrize("asked", ["ENGINE_CUDA=1", "ENGINE_CUDA_ARCHS=80;90", "ENGINE_JPEG=0"])
+def test_other_wishes_build_again_and_what_was_built_is_shown(checkout: Checkout, asked: str) -> None:
     checkout.calls_of("build")
     (call,) = checkout.calls_of("build", asked)
     assert call.endswith("--editable .")
     assert checkout.calls_of("build", asked) == []
     (checkout.folder / "build").mkdir()
     (checkout.folder / "build/engine._cuda.txt").write_text("engine._cuda: not built: a reason\n")
-    assert "\nengine._cuda: not built: a reason\n" in checkout.make("build").stdout
+    (checkout.folder / "build/JPEG.txt").write_text("JPEG: decoded by something\n")
+    assert "\nJPEG: decoded by something\nengine._cuda: not built: a reason\n" in checkout.make("build").stdout
 
 
 def test_an_old_python_is_refused_in_one_line(tmp_path: Path, copy_sources: Callable[[Path], Path]) -> None:
@@ -213,6 +214,7 @@ def test_help_lists_every_target_and_variable(checkout: Checkout) -> None:
         "TORCH",
         "ARGS",
         "ENGINE_CUDA",
+        "ENGINE_JPEG",
     ):
         assert f"\n{word} " in f"\n{text}"
 

@@ -101,7 +101,7 @@ def test_the_metadata(metadata: Message) -> None:
     assert "torch>=2.11" in required
     assert {re.split("[<>=!]", line)[0] for line in required} == {
         "torch", "hydra-core", "pluggy", "tensorboard", "safetensors", "numpy", "pillow", "scikit-learn", "pyyaml",
-        "tqdm", "google-crc32c",
+        "tqdm", "google-crc32c", "simplejpeg",
     }  # fmt: skip
 
 

@@ -1,0 +1,8 @@
+"""The pass over pixels on the CPU, and plans of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
