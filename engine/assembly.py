@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from engine.errors import UsageError
 from engine.folder import claim, record
 from engine.guard import Guard
 from engine.host_to_device import Layout
-from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Source
+from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Precision, Source, Strategy
 from engine.loader import Loader, TestLoader
 from engine.marginalization import build_views
 from engine.masking import maskable
 from engine.metrics import Best, Metrics
 from engine.options import Options
+from engine.order import Shuffle
 from engine.parts import Parts
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
@@ -33,6 +35,7 @@ from engine.run import Run
 from engine.session import Session
 from engine.state import restore
 from engine.tables import kernel_table
+from engine.workers import Workers
 
 
 def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
@@ -46,17 +49,13 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     device = prepare_device(options)
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
     key = Key.of(options.run.seed)
-    layout = Layout(device, precision.dtype, options.run.channels_last)
     train, test = open_splits(options)
     augmentations = build_augmentations(options, lambda: train)
-    reading: dict[str, Any] = {
-        "batch": options.run.batch, "threads": options.data.threads, "prefetch": options.data.prefetch,
-        "layout": layout, "rank": strategy.rank, "world": strategy.world,
-    }  # fmt: skip
+    reading = reading_of(options, device, precision, strategy)
     require_targets(train, loss)
-    loader = Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
+    loader = build_loader(options, train, augmentations, key, reading)
     model = build_model(options, train, loader.example(), loss, key)
-    tests = TestLoader(test, augmentations, **reading)
+    tests = TestLoader(test, augmentations, **reading, reopen=partial(options.data.build, "test"))
     views = build_views(options, model, tests, loss, device)
     statistics = build_statistics(options, model, precision, strategy, lambda: loader)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
@@ -143,6 +142,8 @@ def prepare_device(options: Options) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and torch.version.cuda is None:
+        raise UsageError(f"run.device={wanted}: this torch was built without CUDA; install one with it, or use cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
     if device.index is not None and device.type == "cuda":
@@ -191,6 +192,34 @@ def build_augmentations(options: Options, training: Callable[[], Source]) -> dic
     for augmentation in augmentations.values():
         augmentation.prepare(training)
     return augmentations
+
+
+def reading_of(options: Options, device: torch.device, precision: Precision, strategy: Strategy) -> dict[str, Any]:
+    """Return how the loaders of a run read: what both take, worker processes that they share among it.
+
+    Raises UsageError for options that do not go together.
+    """
+    data = options.data
+    if data.augment_on != "host" and data.workers == "processes":
+        raise UsageError(f"data.workers=processes augments on the host: choose threads, or not {data.augment_on}")
+    if data.augment_on == "resident" and data.shuffle == "blocks":
+        raise UsageError("data.augment_on=resident keeps all images in memory: choose data.shuffle=full")
+    return {
+        "batch": options.run.batch, "threads": data.threads, "prefetch": data.prefetch,
+        "layout": Layout(device, precision.dtype, options.run.channels_last, data.augment_on),
+        "rank": strategy.rank, "world": strategy.world,
+        "workers": Workers(data.threads) if data.workers == "processes" else None,
+    }  # fmt: skip
+
+
+def build_loader(
+    options: Options, source: Source, augmentations: Mapping[str, Augmentation], key: Key, reading: Mapping[str, Any]
+) -> Loader:
+    """Return what reads the training source."""
+    data = options.data
+    shuffle, reopen = Shuffle(data.shuffle, data.block, data.blocks_mixed), partial(data.build, "train")
+    accumulate = options.run.accumulate
+    return Loader(source, augmentations, key, accumulate=accumulate, shuffle=shuffle, reopen=reopen, **reading)
 
 
 def build_model(options: Options, source: Source, example: Batch, loss: LossFunction, key: Key) -> nn.Module:

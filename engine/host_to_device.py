@@ -11,7 +11,7 @@ until the device has got through with those of some steps before.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,21 @@ from engine.interfaces import Batch
 from engine.profiling import named_range
 
 
+@dataclass(slots=True)
+class Unfinished(Batch):
+    """A batch that the device has to finish: what travels is what ``finish`` makes images and targets of there."""
+
+    finish: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Layout:
-    """In what form batches are handed over."""
+    """In what form batches are handed over. augment_on: where augmentations run, as ``data.augment_on``."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    augment_on: str = "host"
 
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the device, in the layout's type and memory order; copies go to the current stream."""
@@ -36,8 +44,12 @@ class Layout:
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch as it is to be sent: pinned, and in its form, unless its images are bytes still.
 
-        Those no augmentation made numbers of: a quarter of the bytes travel.
+        Those no augmentation made numbers of: a quarter of the bytes travel. What the device is to finish stays as it
+        is.
         """
+        if isinstance(batch, Unfinished):
+            images, targets = self._pinned(batch.images), self._pinned(batch.targets)
+            return Unfinished(images, targets, batch.samples, batch.finish)
         images, targets = batch.images, batch.targets
         images = images if images.dtype == torch.uint8 else self._formed(images)
         targets = targets.to(self.dtype) if targets.is_floating_point() else targets
@@ -47,6 +59,10 @@ class Layout:
         """Return a prepared batch on the device; copies go to the current stream."""
         with named_range("copy to device"):
             images, targets = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.targets))
+            if isinstance(batch, Unfinished):
+                images, targets = batch.finish(images, targets)
+                targets = targets.to(self.dtype) if targets.is_floating_point() else targets
+                images = images if images.dtype == torch.uint8 else self._formed(images)
             if images.dtype == torch.uint8:
                 images = self._formed(_unit_floats(images))
             return Batch(images, targets, batch.samples)

@@ -1,9 +1,9 @@
 """The ordered, prefetching, augmenting reader of a source.
 
-The stream of training samples is endless: epoch after epoch, each in its own random order, numbered from 0.
-A position in that stream says all there is to know, so the batches of step k are a pure function of
-(seed, position): the same for any number of threads, prefetch depth and world size, and a resume costs
-nothing. The last samples of an epoch that do not fill a step are left out of that epoch (each epoch leaves out
+The stream of training samples is endless: epoch after epoch, each in its own random order (``engine.order``),
+numbered from 0. A position in that stream says all there is to know, so the batches of step k are a pure function of
+(seed, position): the same for any number of threads or worker processes, prefetch depth and world size, and a resume
+costs nothing. The last samples of an epoch that do not fill a step are left out of that epoch (each epoch leaves out
 others), so that every step has the same shape.
 """
 
@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from math import lcm
+from math import ceil, lcm
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from engine.decode import decode
+from engine.batches import Batches, Blocks, Maker
+from engine.chain import Samples
 from engine.errors import UsageError
 from engine.host_to_device import Copies, Layout, Sent, copy_stream
 from engine.interfaces import Augmentation, Batch, Source
+from engine.order import BLOCKS, Shuffle, order_of
+from engine.preparation import Spent
 from engine.profiling import named_range
-from engine.randomness import Key, permutation
+from engine.randomness import Key
+from engine.workers import Elsewhere, Workers
 
 Task = TypeVar("Task")
 Made = TypeVar("Made")
@@ -55,10 +58,15 @@ class Step:
     epoch: int
     epochs_done: int | None
     end: Position
+    spent: Spent = field(default_factory=Spent)
 
 
 class Loader:
-    """Yields the training steps of this process from any position on."""
+    """Yields the training steps of this process from any position on.
+
+    They are made by ``threads`` threads, or with ``workers`` by those processes, each of which opens the source by
+    ``reopen``; ``close`` ends them.
+    """
 
     def __init__(
         self,
@@ -73,17 +81,21 @@ class Loader:
         prefetch: int = 4,
         rank: int = 0,
         world: int = 1,
+        shuffle: Shuffle = Shuffle(),  # noqa: B008 (it cannot change)
+        workers: Workers | None = None,
+        reopen: Callable[[], Source] | None = None,
     ) -> None:
         self.source = source
         self.batch, self.accumulate = batch, accumulate
         self.count = batch * accumulate
         self.steps_per_epoch = len(source) // self.count
         self.waited = 0.0  # seconds the training thread has waited for data, and not for the device
-        self._augmentations = {name: (op, key.at("augment", name)) for name, op in augmentations.items()}
+        self.spent = Spent()  # time of threads or workers that the batches handed over have taken
+        self._whole = lcm(2, *(op.group for op in augmentations.values()))
         self._threads, self._prefetch = threads, prefetch
         self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
-        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(key.at("order", epoch), len(source)))
+        self._order = order_of(shuffle, key, len(source))
         if self.steps_per_epoch == 0:
             raise UsageError(
                 f"run.batch={batch} x run.accumulate={accumulate} needs {self.count} images a step, but the training "
@@ -97,27 +109,44 @@ class Loader:
                     f"augment.{name} mixes groups of {op.group} images, which the {batch // world} of a process's "
                     f"micro-batch do not fill: choose run.batch as a multiple of {op.group * world}"
                 )
+        # Single steps out of the row are made here and by themselves, so that they leave the blocks as they are.
+        self._here = Batches(source, augmentations, layout, key)
+        self._maker: Maker = self._here
+        blocks = None
+        if shuffle.kind == BLOCKS:
+            under_way = ceil((prefetch + threads) * self.count / shuffle.window)
+            blocks = Blocks(shuffle.block, (2 + under_way) * shuffle.mixed)
+            self._maker = Batches(source, augmentations, layout, key, blocks)
+        if workers is not None:
+            assert reopen is not None, "a worker opens the source anew"
+            self._maker = Elsewhere(workers, reopen, source, augmentations, layout, key, blocks)
 
-    def steps(self, position: Position) -> Iterator[Step]:
+    def steps(self, position: Position) -> Generator[Step]:
         """Yield steps without end, beginning at ``position``; an unreadable record raises UsageError naming it."""
         copies = Copies(self._layout, self._stream, self._prefetch + MORE_AHEAD)
         tasks = enumerate(self._positions(position))
         for (step, sent), waited in prefetched(partial(self._sent, copies), tasks, self._threads, self._prefetch):
             self.waited += waited - sent.held_since(time.perf_counter() - waited)
+            self.spent.add(step.spent)
             copies.hand_over(step.batches, sent)
             yield step
 
     def step_at(self, position: Position) -> Step:
         """Return the one step at ``position``, made here and now (to replay it, for instance)."""
-        step = self._step(next(self._positions(position)))
+        step = self._step(next(self._positions(position)), self._here)
         step.batches = [self._layout.send(batch) for batch in step.batches]
         return step
 
     def example(self) -> Batch:
         """Return two training samples, prepared as every batch is: what the model will be given."""
-        whole = lcm(2, *(op.group for op, _ in self._augmentations.values()))
-        batch = self._augmented([-row % len(self.source) for row in range(whole)], torch.arange(whole))
-        return self._layout.place(Batch(batch.images[:2], batch.targets[:2], batch.samples[:2]))
+        samples = torch.arange(self._whole)
+        (batch,), _ = self._here.make([Samples(samples, -samples % len(self.source), 0)], ())
+        whole = self._layout.send(batch)
+        return Batch(whole.images[:2], whole.targets[:2], samples[:2])
+
+    def close(self) -> None:
+        """End worker processes and reading ahead; no step may be asked for any more."""
+        self._maker.close()
 
     def _positions(self, position: Position) -> Iterator[Position]:
         length = len(self.source)
@@ -130,34 +159,30 @@ class Loader:
 
     def _sent(self, copies: Copies, task: tuple[int, Position]) -> tuple[Step, Sent]:
         number, start = task
-        step = self._step(start)
+        step = self._step(start, self._maker)
         step.batches, sent = copies.send(number, step.batches)
         return step, sent
 
-    def _step(self, start: Position) -> Step:
+    def _step(self, start: Position, maker: Maker) -> Step:
         """Return a step, its batches prepared and not sent."""
         epoch, offset = divmod(start.sample, len(self.source))
-        share = self.batch // self._world
-        batches = []
+        share, order = self.batch // self._world, self._order.records(epoch)
+        samples = []
         for micro in range(self.accumulate):
             first = micro * self.batch + self._rank * share
-            samples = torch.arange(start.sample + first, start.sample + first + share)
-            indices = self._order(epoch)[offset + first : offset + first + share]
-            batches.append(self._layout.prepare(self._augmented(indices.tolist(), samples)))
+            numbers = torch.arange(start.sample + first, start.sample + first + share)
+            samples.append(Samples(numbers, order[offset + first : offset + first + share], epoch))
+        batches, spent = maker.make(samples, self._order.ahead(epoch, offset + self.count - 1))
         last = offset + 2 * self.count > len(self.source)
         end = Position(start.step + 1, start.sample + self.count, start.stage)
-        return Step(batches, self.count, epoch, epoch + 1 if last else None, end)
-
-    def _augmented(self, indices: Sequence[int], samples: Tensor) -> Batch:
-        images, targets = read(self.source, indices)
-        for augmentation, key in self._augmentations.values():
-            shape = (images.shape[1], images.shape[2], images.shape[3])
-            images, targets = augmentation.apply(images, targets, augmentation.draw(key, samples, shape))
-        return Batch(images, targets, samples)
+        return Step(batches, self.count, epoch, epoch + 1 if last else None, end, spent)
 
 
 class TestLoader:
-    """Yields a test split once, in order, this process's share of each batch; the last batch may be smaller."""
+    """Yields a test split once, in order, this process's share of each batch; the last batch may be smaller.
+
+    threads, workers and reopen: as a ``Loader``'s.
+    """
 
     __test__ = False  # its name is no pytest class
 
@@ -172,9 +197,15 @@ class TestLoader:
         prefetch: int = 4,
         rank: int = 0,
         world: int = 1,
+        workers: Workers | None = None,
+        reopen: Callable[[], Source] | None = None,
     ) -> None:
-        self.source = source
-        self._augmentations, self._batch = list(augmentations.values()), batch
+        self.source, self._batch = source, batch
+        self._here = Batches(source, augmentations, layout)
+        self._maker: Maker = self._here
+        if workers is not None:
+            assert reopen is not None, "a worker opens the source anew"
+            self._maker = Elsewhere(workers, reopen, source, augmentations, layout)
         self._threads, self._prefetch = threads, prefetch
         self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
@@ -187,51 +218,22 @@ class TestLoader:
             copies.hand_over([batch], sent)
             yield batch
 
+    def close(self) -> None:
+        """End worker processes, if there are any; no batch may be asked for any more."""
+        self._maker.close()
+
     def batch_at(self, first: int) -> Batch:
         """Return the batch that begins with record ``first``."""
-        return self._layout.send(self._prepared(first))
+        return self._layout.send(self._prepared(first, self._here))
 
     def _sent(self, copies: Copies, task: tuple[int, int]) -> tuple[Sequence[Batch], Sent]:
         number, first = task
-        return copies.send(number, [self._prepared(first)])
+        return copies.send(number, [self._prepared(first, self._maker)])
 
-    def _prepared(self, first: int) -> Batch:
-        indices = range(first, min(first + self._batch, len(self.source)))
-        images, targets = read(self.source, indices)
-        for augmentation in self._augmentations:
-            images = augmentation.test(images)
-        return self._layout.prepare(Batch(images, targets, torch.tensor(indices)))
-
-
-def read(source: Source, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the images [n, c, h, w] and targets of records, decoded to the source's shape.
-
-    Raises UsageError naming a record that cannot be decoded, or whose class does not exist.
-    """
-    records = source.records(indices)
-    _require_classes(source, indices, records.targets)
-    if isinstance(records.images, Tensor):
-        return records.images, records.targets
-    images = torch.empty((len(indices), *source.shape), dtype=torch.uint8)
-    for place, (index, data) in enumerate(zip(indices, records.images, strict=True)):
-        try:
-            images[place] = decode(data, source.shape)
-        except UsageError as error:
-            raise UsageError(f"{source.name_of(index)} {error}") from error
-    return images, records.targets
-
-
-def _require_classes(source: Source, indices: Sequence[int], targets: Tensor) -> None:
-    # Here the targets are in the host's memory still; on a GPU a wrong one would be an assertion in some later kernel.
-    if not source.classes or targets.is_floating_point() or len(targets) == 0:
-        return
-    wrong = (targets < 0) | (targets >= len(source.classes))
-    if wrong.any():
-        place = int(wrong.nonzero()[0])
-        raise UsageError(
-            f"{source.name_of(indices[place])} is of class {int(targets[place])}, but the classes are 0 to "
-            f"{len(source.classes) - 1}"
-        )
+    def _prepared(self, first: int, maker: Maker) -> Batch:
+        indices = torch.arange(first, min(first + self._batch, len(self.source)))
+        (batch,), _ = maker.make([Samples(indices, indices, 0)], ())
+        return batch
 
 
 def prefetched(

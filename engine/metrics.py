@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from engine.interfaces import Strategy
+from engine.loader import Position
+from engine.preparation import Spent
 
 MOST_KEPT = 64  # batches whose numbers wait to be added up
 
@@ -120,16 +122,17 @@ class Best:
 
 
 class Clock:
-    """Measures throughput between two readings, time spent evaluating and saving left out."""
+    """Measures, between two readings, throughput and what batches took; time spent evaluating and saving left out."""
 
     def __init__(self) -> None:
         self.started = self._since = time.perf_counter()
-        self._paused = self._waited = 0.0
-        self._sample = 0
+        self._paused = 0.0
+        self._position, self._waited, self._spent = Position(), 0.0, Spent()
 
-    def start(self, sample: int, waited: float) -> None:
-        """Begin an interval at a stream position, with the loader's total waiting time so far."""
-        self._since, self._paused, self._sample, self._waited = time.perf_counter(), 0.0, sample, waited
+    def start(self, position: Position, waited: float, spent: Spent) -> None:
+        """Begin an interval at a position, with the loader's totals so far."""
+        self._since, self._paused = time.perf_counter(), 0.0
+        self._position, self._waited, self._spent = position, waited, replace(spent)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -140,12 +143,21 @@ class Clock:
         finally:
             self._paused += time.perf_counter() - begun
 
-    def read(self, sample: int, waited: float) -> dict[str, float]:
-        """Return images per second and the share of time spent waiting for data; begin the next interval."""
+    def read(self, position: Position, waited: float, spent: Spent) -> dict[str, float]:
+        """Return images per second, the share of time waited for data and milliseconds a step; begin the next interval.
+
+        The milliseconds are those of whoever made the batches, and of the training thread that waited for them.
+        """
         elapsed = max(time.perf_counter() - self._since - self._paused, 1e-9)
-        speed = {
-            "speed/images_per_second": (sample - self._sample) / elapsed,
-            "speed/data_wait_share": (waited - self._waited) / elapsed,
+        waited_now, before = waited - self._waited, self._spent
+        milliseconds = 1000 / max(1, position.step - self._position.step)
+        numbers = {
+            "speed/images_per_second": (position.sample - self._position.sample) / elapsed,
+            "speed/data_wait_share": waited_now / elapsed,
+            "data/read_ms": (spent.read - before.read) * milliseconds,
+            "data/decode_ms": (spent.decode - before.decode) * milliseconds,
+            "data/augment_ms": (spent.augment - before.augment) * milliseconds,
+            "data/wait_ms": waited_now * milliseconds,
         }
-        self.start(sample, waited)
-        return speed
+        self.start(position, waited, spent)
+        return numbers

@@ -8,52 +8,21 @@ and Tab completion answer at once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.checks import check as check  # beside what it checks, for those who import it
+from engine.fields import default_of as default_of  # and these with what they make
+from engine.fields import option as option
+from engine.fields import required as required
 
 if TYPE_CHECKING:
     import torch
 
     from engine import interfaces
     from engine.session import Session
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """Declare a documented, checked field, as in ``alpha: float = option(0.2, "strength", above=0)``.
-
-    A list or dict default is copied for each instance. Bounds and choices are checked after composition;
-    None always passes, so an optional field needs no special case.
-    """
-    rules = {
-        "help": help,
-        "choices": tuple(choices),
-        "at_least": at_least,
-        "at_most": at_most,
-        "above": above,
-        "below": below,
-    }
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=rules)
-    return field(default=default, metadata=rules)
-
-
-def required(help: str) -> Any:
-    """Declare a field that the user must give; its absence is answered with a line that names it."""
-    return field(default="???", metadata={"help": help})  # OmegaConf's mark of a missing value
 
 
 @dataclass
@@ -79,11 +48,19 @@ class Job(Component):
 
 @dataclass
 class Data(Component):
-    """Where images and targets come from, and how many threads fetch them."""
+    """Where images and targets come from, in which order, and how many threads or processes prepare them."""
 
     group: ClassVar[str] = "data"
-    threads: int = option(1, "loader threads; 0 loads in the training thread", at_least=0)
+    threads: int = option(1, "loader threads, or processes; 0 loads in the training thread", at_least=0)
+    workers: str = option("threads", "threads, or processes for slow Python code", choices=("threads", "processes"))
     prefetch: int = option(4, "steps prepared ahead of the one being computed", at_least=1)
+    shuffle: str = option("full", "full, or blocks of neighbours, read and mixed together", choices=("full", "blocks"))
+    block: int = option(256, "records of a block, which are read in one request", at_least=1)
+    blocks_mixed: int = option(32, "blocks in memory whose records are shuffled together", at_least=1)
+    augment_on: str = option(
+        "host", "where augmentations run: host; device, to which bytes travel; resident, where all bytes stay as well",
+        choices=("host", "device", "resident"),
+    )  # fmt: skip
 
     def build(self, split: str) -> interfaces.Source:
         """Open the records of ``split`` ("train" or "test"). Raises UsageError naming a missing or bad file."""
@@ -314,10 +291,3 @@ GROUPS: dict[str, type[Component]] = {
         Observer,
     )
 }  # fmt: skip
-
-
-def default_of(f: dataclasses.Field) -> Any:
-    """Return a field's default value ('???' where the user must give one)."""
-    if f.default is not MISSING:
-        return f.default
-    return f.default_factory() if f.default_factory is not MISSING else "???"

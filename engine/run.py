@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ class Run(Parts):
 
     def fit(self) -> str:
         """Train to the end, or until something stops the run; return the outcome. RunFailed says what went wrong."""
-        with self.lifecycle() as stop:
-            steps = self.loader.steps(self.position)
+        with self.lifecycle() as stop, closing(self.loader.steps(self.position)) as steps:
             while not (outcome := self.ending(stop)):
                 if (step := next(steps)).epoch != self.epoch:
                     self.epoch = step.epoch
@@ -106,7 +105,8 @@ class Run(Parts):
         scalars = self.metrics.read(also | self.strategy.telemetry() | self.precision.telemetry())
         require_finite(self, scalars.pop("latched", 0.0))
         self.recent.clear()
-        self.hooks.on_log(run=self, scalars=scalars | self.clock.read(self.position.sample, self.loader.waited))
+        took = self.clock.read(self.position, self.loader.waited, self.loader.spent)
+        self.hooks.on_log(run=self, scalars=scalars | took)
 
     def evaluate(self) -> bool:
         """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
@@ -137,7 +137,7 @@ class Run(Parts):
         try:
             self.hooks.on_fit_start(run=self)
             self.network.train()
-            self.clock.start(self.position.sample, self.loader.waited)
+            self.clock.start(self.position, self.loader.waited, self.loader.spent)
             with StopRequests() as stop:
                 yield stop
         except BaseException as error:
@@ -145,4 +145,5 @@ class Run(Parts):
             raise
         finally:
             self.hooks.on_fit_end(run=self, outcome=self.outcome)
+            self.loader.close()
             self.lock.close()

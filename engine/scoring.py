@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -12,14 +13,15 @@ from engine import checkpoint, huge_pages, kept_memory, manifest
 from engine.assembly import (
     build_augmentations,
     build_chooser,
+    build_loader,
     build_model,
     open_split,
     prepare_device,
+    reading_of,
     require_targets,
 )
 from engine.batch_norm import build_statistics
 from engine.evaluation import evaluate
-from engine.host_to_device import Layout
 from engine.loader import Loader, TestLoader
 from engine.marginalization import build_views
 from engine.randomness import Key
@@ -42,16 +44,12 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     test = open_split(options, "test")
     require_targets(test, loss)
     augmentations = build_augmentations(options, lambda: open_split(options, "train"))
-    reading: dict[str, Any] = {
-        "batch": options.run.batch, "threads": options.data.threads, "prefetch": options.data.prefetch,
-        "layout": Layout(device, precision.dtype, options.run.channels_last), "rank": strategy.rank,
-        "world": strategy.world,
-    }  # fmt: skip
-    batches, key = TestLoader(test, augmentations, **reading), Key.of(options.run.seed)
+    reading = reading_of(options, device, precision, strategy)
+    batches = TestLoader(test, augmentations, **reading, reopen=partial(options.data.build, "test"))
+    key = Key.of(options.run.seed)
 
     def training() -> Loader:  # the batches of the run that began with these options
-        train = open_split(options, "train")
-        return Loader(train, augmentations, key, accumulate=options.run.accumulate, **reading)
+        return build_loader(options, open_split(options, "train"), augmentations, key, reading)
 
     model = build_model(options, test, batches.batch_at(0), loss, key)
     views = build_views(options, model, batches, loss, device)
@@ -69,7 +67,8 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     if options.run.compile:
         model.compile()
     weights_in_use = [precision.evaluation_weights(model), kernels.prepared(model), statistics(model)]
-    return evaluate(model, batches, loss, precision, strategy, device, weights_in_use, views=views), len(test)
+    with closing(batches):
+        return evaluate(model, batches, loss, precision, strategy, device, weights_in_use, views=views), len(test)
 
 
 def weights_of(path: Path, tell: Callable[[str], None]) -> Mapping[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +21,10 @@ def main() -> None:
     """
     try:
         code = carry_out(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        code = 128 + signal.SIGPIPE
     except EngineError as error:
         print(f"engine: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code

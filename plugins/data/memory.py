@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.interfaces import Records, Source
+from engine.interfaces import Pictures, Records, Source
+from engine.pictures import ADDRESS, BYTES
 
 
 class InMemory(Source):
@@ -25,6 +26,7 @@ class InMemory(Source):
         self.classes = tuple(classes)
         self.shape = (channels, height, width)
         self._images, self._targets = images.contiguous(), targets.contiguous()
+        self._first = Pictures.of_pixels(self._images[:1]).table if count and channels in (1, 3) else None
         digest = hashlib.blake2b(repr(tuple(images.shape)).encode(), digest_size=16)
         digest.update(self._images.numpy().data)
         digest.update(self._targets.numpy().data)
@@ -37,3 +39,11 @@ class InMemory(Source):
         """Return the records at ``indices``, in that order, as new tensors."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return Records("raw", self._images[rows], self._targets[rows])
+
+    def pictures(self, indices: Tensor) -> tuple[Pictures, Tensor] | None:
+        """Return where the images are in memory, and their targets; None where they are neither gray nor colour."""
+        if self._first is None:
+            return None
+        table = self._first.repeat(len(indices), 1)
+        table[:, ADDRESS] += indices * table[0, BYTES]
+        return Pictures(table, self.shape[0], [self], fit=True), self._targets[indices]

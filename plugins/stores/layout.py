@@ -154,6 +154,8 @@ def read_meta(folder: Path) -> Meta:
         facts = {name: content[name] for name in Meta.__dataclass_fields__}
     except KeyError as error:
         raise UsageError(f"{path} has no {error}: another program wrote it; pack it again") from error
+    if facts["fingerprint"] != fingerprint_of(*(facts[name] for name in ("content", "shape", "classes", "files"))):
+        raise UsageError(f"{path} was altered: its fingerprint does not fit the files' checksums; {REPAIR}")
     return Meta(**{**facts, "shape": tuple(facts["shape"])})
 
 

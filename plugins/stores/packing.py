@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from .recipe import Prepared, Recipe
 MOST_SHARDS = 256  # a reader keeps all data files open
 PORTION = 4 << 20  # bytes that a thread prepares at a time, about
 MOST_AT_ONCE = 1024  # records of a portion
+DIGEST = 32  # bytes at the end of what ``_packed`` gives
 COMPARED = 64  # records of a finished data file that are compared with the source before going on
 
 _Fact = tuple[int, tuple[int, ...], bytes]  # a record's CRC-32C, size and target
@@ -98,7 +98,7 @@ class Packing:
         if not self._part(number).exists() or not path.exists():
             return False
         part = _unpacked(self._part(number))
-        return "records" in part and path.stat().st_size == int(part["bytes"])  # earlier versions kept no records
+        return path.stat().st_size == int(part["bytes"])
 
     def records_of(self, number: int) -> range:
         """Return which of the source's records a data file is made from."""
@@ -269,7 +269,7 @@ def _plan_in(folder: Path) -> Any:
 
 
 def _packed(done: Sequence[Prepared], sha256: str, size: int) -> bytes:
-    """Return the facts of a data file's records as a .npz."""
+    """Return the facts of a data file's records as a .npz, and its SHA-256 behind it."""
     colour = Colour.none(len(done[0].colour.sums))
     for some in done:
         colour.join(some.colour)
@@ -291,12 +291,17 @@ def _packed(done: Sequence[Prepared], sha256: str, size: int) -> bytes:
         sha256=sha256,
         bytes=size,
     )
-    return content.getvalue()
+    data = content.getvalue()
+    return data + hashlib.sha256(data).digest()
 
 
 def _unpacked(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is damaged: delete it, and its data file will be packed again") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {layout.remedy(error)}") from error
+    data, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(data).digest() != digest:  # before its content is made anything of: zip files may say anything
+        raise UsageError(f"{path} is damaged: delete it, and its data file will be packed again")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine import UsageError
 from engine.decode import fit
-from engine.interfaces import Records, Source
+from engine.interfaces import Pictures, Records, Source
+from engine.pictures import ADDRESS, BYTES, CHECKSUM, ENCODING, FILE, HEIGHT, INTERLEAVED, OFFSET, UNCHECKED
 
 from .layout import (
     ENCODED,
@@ -78,6 +80,24 @@ class StoreSource(Source):
             own = (*self._index.sizes[row].tolist(), channels)
             images[place] = fit(self._read(row, row + 1).reshape(own), (height, width))
         return Records("raw", torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), targets)
+
+    def pictures(self, indices: Tensor) -> tuple[Pictures, Tensor] | None:
+        """Return where pixels are in the data files, with their checksums; None for encoded records."""
+        if self._meta.content == ENCODED or self.shape[0] not in (1, 3):
+            return None
+        index, rows = self._index, indices.numpy()
+        shards = np.searchsorted(index.firsts, rows, "right") - 1
+        table = np.empty((len(rows), 8), np.int64)
+        table[:, ADDRESS] = 0
+        table[:, FILE] = np.asarray(self._files)[shards]
+        table[:, OFFSET] = index.offsets[rows] - index.offsets[index.firsts[shards]]
+        table[:, BYTES] = index.offsets[rows + 1] - index.offsets[rows]
+        table[:, CHECKSUM] = index.checksums[rows] if self._check else UNCHECKED
+        table[:, ENCODING] = INTERLEAVED
+        table[:, HEIGHT:] = index.sizes[rows]
+        size = self._meta.size
+        fit = size is not None and tuple(size) == self.shape[1:]
+        return Pictures(torch.from_numpy(table), self.shape[0], [self], fit), self._targets[indices]
 
     def name_of(self, index: int) -> str:
         """Return a record's data file and number."""

@@ -36,7 +36,9 @@ def test_training_from_a_store_gives_the_same_weights(engine, tmp_path, photos):
     code, out, err = engine("pack", "data=folder", "data.root=photos", "data.size=16", "content=encoded", "out=store")
     assert (code, err) == (0, "")
     assert re.findall(r"store/(\w+): ([\d,]+) images in 1 data file, ", out) == [("train", "12"), ("test", "6")]
+    # A store knows the statistics of whole images, a folder those of a sample in the size that is trained on.
     words = ["model.width=4", "run.batch=4", "run.epochs=1", "observe=[]"]
+    words += ["augment.normalize.mean=[0.5]", "augment.normalize.std=[0.25]"]
     assert engine("train", "data=folder", "data.root=photos", "data.size=16", *words, "out=a")[0] == 0
     assert engine("train", "data=store", "data.root=store", *words, "out=b")[0] == 0
     one, other = (load_file(manifest.checkpoints(tmp_path / run)[0] / "model.safetensors") for run in "ab")

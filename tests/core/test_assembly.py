@@ -134,9 +134,16 @@ def test_an_unknown_device_is_named(make, tmp_path, device):
 
 @pytest.mark.parametrize(("device", "there"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
 def test_a_gpu_that_is_not_there_is_named(make, tmp_path, monkeypatch, device, there):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     line = refused(make, tmp_path, run={"device": device})
     assert line == f"run.device={device}: this machine has {there} GPUs; use run.device=cpu"
+
+
+def test_a_torch_without_cuda_is_named(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    line = refused(make, tmp_path, run={"device": "cuda"})
+    assert line == "run.device=cuda: this torch was built without CUDA; install one with it, or use cpu"
 
 
 @pytest.mark.parametrize(

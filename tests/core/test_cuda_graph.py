@@ -52,7 +52,7 @@ class Keeps(Observer):
 
     @hookimpl
     def on_log(self, scalars: dict[str, float]) -> None:
-        self.logs.append({name: value for name, value in scalars.items() if not name.startswith("speed/")})
+        self.logs.append({name: value for name, value in scalars.items() if not name.startswith(("speed/", "data/"))})
 
 
 def graphed(run: Any) -> Any:

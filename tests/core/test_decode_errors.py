@@ -15,7 +15,8 @@ from small_run import Tiny
 
 from engine import Data, Records, UsageError
 from engine.interfaces import Source
-from engine.loader import Layout, Loader, Position, TestLoader, prefetched, read
+from engine.loader import Layout, Loader, Position, TestLoader, prefetched
+from engine.preparation import read
 from engine.randomness import Key
 
 LAYOUT = Layout(torch.device("cpu"))

@@ -8,16 +8,21 @@ from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from loading_parts import Noise, augmentations
 
 from engine import Augment, Key, Records, UsageError
-from engine.interfaces import Augmentation
+from engine.interfaces import Augmentation, Source
 from engine.loader import Layout, Loader, Position, TestLoader
+from engine.order import Shuffle
 from engine.randomness import uniform
 
 LAYOUT = Layout(torch.device("cpu"))
 
 
-class Numbers:
+class Numbers(Source):
     """Record i is an image filled with i; remembers what was asked for."""
 
     classes = tuple(str(i) for i in range(10))
@@ -96,6 +101,34 @@ def test_threads_and_prefetch_do_not_change_a_bit(threads, prefetch):
         for a, b in zip(one.batches, other.batches, strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.samples, b.samples)
+
+
+@settings(max_examples=25, deadline=None)
+@drawn(
+    threads=st.integers(0, 4),
+    prefetch=st.integers(1, 6),
+    world=st.sampled_from([1, 2, 4]),
+    done=st.integers(0, 17),
+    shuffle=st.sampled_from([Shuffle(), Shuffle("blocks", block=16, mixed=3)]),
+)
+def test_no_way_to_make_the_batches_changes_a_bit(threads, prefetch, world, done, shuffle):
+    """Cropped, mirrored and normalised in one pass, then mixed in pairs: whoever makes them, and from any step on."""
+    made = {"batch": 16, "accumulate": 2, "layout": LAYOUT, "shuffle": shuffle}  # 3 steps an epoch of 120
+    source, named, key = Noise(), augmentations(), Key.of(9)
+    whole = Loader(source, named, key, **made)
+    start, expected = Position(), []
+    for _ in range(done):
+        start = whole.step_at(start).end
+    for _ in range(4):
+        expected.append(whole.step_at(expected[-1].end if expected else start))
+    made |= {"threads": threads, "prefetch": prefetch, "world": world}
+    shares = [islice(Loader(source, named, key, **made, rank=rank).steps(start), 4) for rank in range(world)]
+    for step, *parts in zip(expected, *shares, strict=True):
+        assert all(part.end == step.end for part in parts)
+        for micro, batch in enumerate(step.batches):
+            for name in ("images", "targets", "samples"):
+                together = torch.cat([getattr(part.batches[micro], name) for part in parts])
+                assert torch.equal(getattr(batch, name), together)
 
 
 def test_resume_reads_nothing_that_came_before():

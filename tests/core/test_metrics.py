@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from engine import metrics
+from engine import Observer, hookimpl, metrics
 from engine.interfaces import Strategy
+from engine.loader import Position
 from engine.metrics import Best, Clock, Metrics
+from engine.preparation import Spent
 
 CPU = torch.device("cpu")
+PAGE = Path(__file__).parents[2] / "docs" / "tensorboard.md"
+
+
+@dataclass
+class Told(Observer):
+    """Keeps the names of all numbers that it is told."""
+
+    def __post_init__(self) -> None:
+        self.tags: set[str] = set()
+
+    def build(self) -> object:
+        return self
+
+    @hookimpl
+    def on_log(self, scalars):
+        self.tags |= set(scalars)
+
+    @hookimpl
+    def on_evaluate_end(self, scalars):
+        self.tags |= set(scalars)
 
 
 class Alone(Strategy):
@@ -188,20 +212,38 @@ def test_clock_measures_between_readings_without_the_pauses(now):
 
     clock = Clock()
     now.time += 50  # assembling is not training
-    clock.start(sample=100, waited=2.0)
+    spent = Spent(read=1.0, decode=2.0, augment=3.0)
+    clock.start(Position(step=10, sample=100), 2.0, spent)
     now.time += 3
     with clock.paused():
         now.time += 40
     now.time += 1
     with pytest.raises(KeyError), clock.paused():
         fail_after(7)
-    assert clock.read(sample=500, waited=3.0) == {"speed/images_per_second": 100.0, "speed/data_wait_share": 0.25}
+    spent.add(Spent(read=0.5, decode=0.25, augment=2.0))  # the loader's own total, which goes on growing
+    assert clock.read(Position(step=14, sample=500), 3.0, spent) == {
+        "speed/images_per_second": 100.0,  # 400 images in 3 + 1 seconds
+        "speed/data_wait_share": 0.25,
+        "data/read_ms": 125.0,  # 0.5 s over 4 steps
+        "data/decode_ms": 62.5,
+        "data/augment_ms": 500.0,
+        "data/wait_ms": 250.0,
+    }
     now.time += 2
-    assert clock.read(sample=500, waited=3.0) == {"speed/images_per_second": 0.0, "speed/data_wait_share": 0.0}
+    assert set(clock.read(Position(step=14, sample=500), 3.0, spent).values()) == {0.0}
     assert clock.started == 1000.0
 
 
 def test_clock_survives_an_interval_too_short_to_measure(now):
     clock = Clock()
-    clock.start(0, 0.0)
-    assert all(math.isfinite(value) for value in clock.read(64, 0.0).values())
+    clock.start(Position(), 0.0, Spent())
+    assert all(math.isfinite(value) for value in clock.read(Position(1, 64), 0.0, Spent()).values())
+
+
+def test_what_is_logged_is_documented(make):
+    """Every tag that the loop itself gives has a row in docs/tensorboard.md."""
+    told = Told()
+    make(run={"steps": 2, "log_every": 1, "evaluate_every": "1 steps"}, observe={"told": told}).fit()
+    rows = "".join(line for line in PAGE.read_text().splitlines() if line.startswith("| `"))
+    assert {"train/loss", "speed/data_wait_share", "data/read_ms", "test/accuracy"} <= told.tags
+    assert [tag for tag in sorted(told.tags) if f"`{tag}`" not in rows] == []

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from engine import UsageError
-from engine.loader import read
 from engine.plugins.data import Arrow
+from engine.preparation import read
 from engine.testing import check_source
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps
 
 from engine import UsageError
-from engine.loader import read
 from engine.plugins.data import Folder
+from engine.preparation import read
 
 
 def image(path, shade=0, size=(12, 10)):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from engine import UsageError
-from engine.loader import read
 from engine.plugins.data import Hdf5
+from engine.preparation import read
 from engine.testing import check_source
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from engine.loader import read
 from engine.plugins.data import Lmdb
 from engine.plugins.data.lmdb_pages import records_in
 from engine.plugins.data.ranges import LocalFiles
+from engine.preparation import read
 from engine.testing import check_source
 
 lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")

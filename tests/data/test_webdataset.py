@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from engine import UsageError
-from engine.loader import read
 from engine.plugins.data import WebDataset
 from engine.plugins.data.tar import members
+from engine.preparation import read
 from engine.testing import check_source
 
 FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIGHT = {"__init__", "options", "checks", "hookspecs", "registry", "manifest", "errors", "session"}
+LIGHT = {"__init__", "options", "fields", "checks", "hookspecs", "registry", "manifest", "errors", "session"}
 HEAVY = {"torch", "numpy", "PIL", "sklearn", "safetensors", "tensorboard", "tqdm", "hydra", "omegaconf"}
 # What a plugin has no business with: the loop and what puts it together, the command line, other plugins, the kit.
 INSIDE = {f"engine.{name}" for name in ("run", "parts", "assembly", "cli", "plugins", "testing")}

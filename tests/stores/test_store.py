@@ -16,10 +16,10 @@ from torch import Tensor
 
 from engine import UsageError
 from engine.interfaces import Records
-from engine.loader import read
 from engine.plugins.data import Digits, Folder
 from engine.plugins.stores import Store
 from engine.plugins.stores.layout import crc32c, read_meta
+from engine.preparation import read
 from engine.testing import check_source
 
 
