@@ -4,10 +4,10 @@ Each check takes the component's options, or what their ``build()`` returns, and
 AssertionError) with a message that names the promise and how it was broken::
 
     from engine.testing import check_augment
-    from mixlib import Mixup
+    from mixlib import Blend
 
-    def test_mixup_keeps_its_promises():
-        check_augment(Mixup(alpha=0.4))
+    def test_blend_keeps_its_promises():
+        check_augment(Blend(alpha=0.4))
 
 Give options where you can: a check then also builds the component twice, or anew for each image size.
 ``small_run`` assembles a real run from tiny parts, to try a component in.

@@ -1,63 +1,56 @@
-"""Built-in augmentations: flip, pad_crop, normalize."""
+"""Built-in augmentations: geometry (crops, resizes, mirrors, affine maps), pixels (colour, noise, erasing) and mixing.
+
+Names, defaults and definitions are those of torchvision's transforms v2 where it has them: docs/augmentation.md.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine import Augment, hookimpl, option
+from engine import hookimpl
+
+from .geometry_options import (
+    Affine,
+    AlternatingFlip,
+    CenterCrop,
+    Flip,
+    PadCrop,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomShortestSize,
+    Resize,
+)
+from .mixing_options import CutMix, Mixup, RandAugment
+from .pixel_options import ColorJitter, Cutout, GaussianNoise, Lighting, Normalize, RandomErasing
 
 if TYPE_CHECKING:
-    from engine.interfaces import Augmentation
     from engine.registry import Store
 
-
-@dataclass
-class Flip(Augment):
-    """Mirror images left to right at random."""
-
-    probability: float = option(0.5, "chance that an image is mirrored", at_least=0, at_most=1)
-
-    def build(self) -> Augmentation:
-        """Make the augmentation."""
-        from .flip import Flipping
-
-        return Flipping(self.probability)
-
-
-@dataclass
-class PadCrop(Augment):
-    """Pad images on every side and cut a window of their own size out at random."""
-
-    padding: int = option(4, "pixels added on every side", at_least=0)
-    fill: str = option("zero", "what the padding holds: zero, or the image reflected", choices=("zero", "reflect"))
-
-    def build(self) -> Augmentation:
-        """Make the augmentation."""
-        from .pad_crop import PaddedCrop
-
-        return PaddedCrop(self.padding, self.fill)
-
-
-@dataclass
-class Normalize(Augment):
-    """Subtract each channel's mean and divide by its standard deviation; gives float32."""
-
-    mean: list[float] = option(
-        [], "a mean per channel, or one for all, for pixels of 0 to 1; empty: the training images' own"
-    )
-    std: list[float] = option([], "a standard deviation per channel; empty: the training images' own")
-
-    def build(self) -> Augmentation:
-        """Make the augmentation. Raises UsageError if only one of ``mean`` and ``std`` is given or one is useless."""
-        from .normalize import Normalization
-
-        return Normalization(self.mean, self.std)
+__all__ = [
+    "Affine", "AlternatingFlip", "CenterCrop", "ColorJitter", "CutMix", "Cutout", "Flip", "GaussianNoise", "Lighting",
+    "Mixup", "Normalize", "PadCrop", "RandAugment", "RandomCrop", "RandomErasing", "RandomResizedCrop",
+    "RandomShortestSize", "Resize",
+]  # fmt: skip
 
 
 @hookimpl
 def engine_options(store: Store) -> None:
     """Register the built-in augmentations."""
-    store.add("augment", "flip", Flip)
+    store.add("augment", "resize", Resize)
+    store.add("augment", "center_crop", CenterCrop)
+    store.add("augment", "random_crop", RandomCrop)
+    store.add("augment", "random_resized_crop", RandomResizedCrop)
+    store.add("augment", "random_shortest_size", RandomShortestSize)
     store.add("augment", "pad_crop", PadCrop)
+    store.add("augment", "flip", Flip)
+    store.add("augment", "alternating_flip", AlternatingFlip)
+    store.add("augment", "affine", Affine)
+    store.add("augment", "color_jitter", ColorJitter)
+    store.add("augment", "lighting", Lighting)
+    store.add("augment", "gaussian_noise", GaussianNoise)
+    store.add("augment", "cutout", Cutout)
+    store.add("augment", "random_erasing", RandomErasing)
     store.add("augment", "normalize", Normalize)
+    store.add("augment", "rand_augment", RandAugment)
+    store.add("augment", "mixup", Mixup)
+    store.add("augment", "cutmix", CutMix)

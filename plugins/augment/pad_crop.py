@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from engine import Key, UsageError, uniform
-from engine.interfaces import Augmentation
+from engine.interfaces import Augmentation, Plan
+
+from .draws import below
 
 
 def pad_crop(images: Tensor, offsets: Tensor, padding: int, fill: str = "zero") -> Tensor:
@@ -17,12 +19,13 @@ def pad_crop(images: Tensor, offsets: Tensor, padding: int, fill: str = "zero") 
     fill: "zero", or "reflect" (mirrored about the edge pixels, which needs padding < h and w).
     """
     n, c, h, w = images.shape
+    offsets, device = offsets.to(images.device), images.device
     padded = pad(images, (padding,) * 4) if fill == "zero" else _reflected(images, padding)
     height, width = h + 2 * padding, w + 2 * padding
     # All windows of w neighbouring pixels, as a view; every row of every crop is one of them, copied whole.
     windows = padded.reshape(-1).unfold(0, w, 1)
-    rows = (offsets[:, :1] + torch.arange(h)) * width + offsets[:, 1:]
-    starts = torch.arange(n * c).view(n, c, 1) * (height * width) + rows[:, None, :]
+    rows = (offsets[:, :1] + torch.arange(h, device=device)) * width + offsets[:, 1:]
+    starts = torch.arange(n * c, device=device).view(n, c, 1) * (height * width) + rows[:, None, :]
     return windows.index_select(0, starts.view(-1)).view(n, c, h, w)
 
 
@@ -30,7 +33,7 @@ def _reflected(images: Tensor, padding: int) -> Tensor:
     # torch's own reflection padding has no uint8 form.
     for dim in (2, 3):
         last = images.shape[dim] - 1
-        places = torch.arange(-padding, last + padding + 1).abs()
+        places = torch.arange(-padding, last + padding + 1, device=images.device).abs()
         images = images.index_select(dim, last - (last - places).abs())
     return images
 
@@ -51,9 +54,13 @@ class PaddedCrop(Augmentation):
                 f"augment.pad_crop.padding={self.padding}: images of {shape[1]}x{shape[2]} can be reflected by at "
                 f"most {min(shape[1:]) - 1} pixels; choose a smaller padding or fill=zero"
             )
-        # In float64, where a number below 1 times the number of places cannot round up to that number.
-        return (uniform(key, samples, 2).double() * (2 * self.padding + 1)).long()
+        return below(uniform(key, samples, 2), 2 * self.padding + 1)
 
     def apply(self, images: Tensor, targets: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Cut the windows that ``draw`` chose."""
         return pad_crop(images, parameters, self.padding, self.fill), targets
+
+    def fuse(self, plan: Plan, parameters: Tensor) -> bool:
+        """Cut them in a pass: windows that reach over the image."""
+        boxes = torch.cat([parameters - self.padding, plan.sizes], 1)
+        return plan.window(boxes, plan.sizes.clone(), crop=True, reaches=True, reflect=self.fill == "reflect")

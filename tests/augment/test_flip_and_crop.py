@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine import Key, UsageError
-from engine.plugins.augment import Flip, PadCrop
+from engine.plugins.augment import AlternatingFlip, Flip, PadCrop
 from engine.plugins.augment.flip import flip
 from engine.plugins.augment.pad_crop import pad_crop
 
@@ -116,3 +116,15 @@ def test_apply_does_what_draw_chose_and_leaves_targets_and_test_images_alone() -
         assert not torch.equal(result, images)
         assert kept is targets
         assert augmentation.test(images) is images
+
+
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs() -> None:
+    augmentation = AlternatingFlip().build()
+    records = torch.arange(10_000)
+    epochs = [augmentation.draw_by_record(KEY, records, epoch, SHAPE) for epoch in range(4)]
+    assert abs(epochs[0].double().mean().item() - 0.5) <= 5 * (0.25 / 10_000) ** 0.5
+    assert torch.equal(epochs[1], ~epochs[0])
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
+    assert torch.equal(augmentation.draw_by_record(KEY, records[50:60], 2, SHAPE), epochs[2][50:60])
+    assert augmentation.by_record

@@ -22,6 +22,7 @@ class Memory:
 
     classes = ("a", "b")
     fingerprint = "memory"
+    colour = None
 
     def __init__(self, images: torch.Tensor, encoded: bool = False, repeat: int = 1) -> None:
         self.images, self.encoded, self.repeat = images, encoded, repeat
@@ -58,6 +59,15 @@ def pictures(n: int, side: int = 8) -> torch.Tensor:
 def exact(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = images.astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
     return values.mean((0, 2, 3)), values.std((0, 2, 3))
+
+
+def test_statistics_that_the_source_knows_are_taken_and_no_record_is_read() -> None:
+    source = Memory(pictures(5))
+    source.colour = {"mean": [51.0, 102.0, 255.0], "covariance": [[6502.5, 1, 2], [1, 26010.0, 3], [2, 3, 65025.0]]}
+    mean, std = statistics(source)
+    np.testing.assert_allclose(mean.numpy(), [0.2, 0.4, 1.0])
+    np.testing.assert_allclose(std.numpy() ** 2, [0.1, 0.4, 1.0])
+    assert source.read == []
 
 
 @pytest.mark.parametrize("n", [7, 2500])

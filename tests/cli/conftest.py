@@ -63,7 +63,7 @@ class Glance(Job):
 
 
 @dataclass
-class Mixup(Augment):
+class Blend(Augment):
     """Blend pairs of images."""
 
     alpha: float = option(0.2, "strength", above=0)
@@ -88,7 +88,7 @@ class ByLayer(Optim):
 def engine_options(store) -> None:
     store.add("job", "probe", Probe)
     store.add("job", "glance", Glance)
-    store.add("augment", "mixup", Mixup)
+    store.add("augment", "blend", Blend)
     store.add("data", "needy", Needy)
     store.add("optim", "by_layer", ByLayer)
 

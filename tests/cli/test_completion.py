@@ -29,10 +29,12 @@ def test_jobs_come_first(complete):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("engine train augment=", ["cifar", "flip", "mixup", "normalize", "pad_crop"]),
-        ("engine train augment=m", ["mixup"]),
-        ("engine train augment=[", ["[cifar", "[flip", "[mixup", "[normalize", "[pad_crop"]),
-        ("engine train augment=[flip,", ["[flip,cifar", "[flip,mixup", "[flip,normalize", "[flip,pad_crop"]),
+        ("engine train marginalize=", ["five_crop", "flip", "mc", "multi_scale", "ten_crop"]),
+        ("engine train augment=b", ["blend"]),
+        ("engine train augment=ci", ["cifar"]),
+        ("engine train marginalize=[", ["[five_crop", "[flip", "[mc", "[multi_scale", "[ten_crop"]),
+        ("engine train marginalize=[mc,", ["[mc,five_crop", "[mc,flip", "[mc,multi_scale", "[mc,ten_crop"]),
+        ("engine train augment=[flip,b", ["[flip,blend"]),
         ("engine train -m augment=[flip],[f", ["[flip],[flip"]),
         ("engine train augment=[flip]", []),
         ("engine train experiment=", ["cifar_resnet20", "mnist"]),
@@ -58,7 +60,7 @@ def test_keys_grow_level_by_level(complete):
     assert complete("engine train optim") == ["optim.", "optim="]
     assert complete("engine train optim.l") == ["optim.lr="]
     assert complete("engine train optim=adamw optim.b") == ["optim.beta1=", "optim.beta2="]
-    assert complete("engine train augment=[mixup,flip] augment.") == ["augment.flip.", "augment.mixup."]
+    assert complete("engine train augment=[blend,flip] augment.") == ["augment.blend.", "augment.flip."]
     assert complete("engine train augment=cifar augment.pad_crop.p") == ["augment.pad_crop.padding="]
     assert "model.depth=" not in complete("engine train model.")
 
@@ -108,8 +110,8 @@ eval "$(engine -sc install=bash)"
 ask() { COMP_LINE="$1"; local parts=($1); COMP_CWORD=$2; COMP_POINT=${#1}; COMPREPLY=(); hydra_bash_completion
         printf '%s ' "${COMPREPLY[@]}"; printf '\\n'; }
 ask "engine trai" 1
-ask "engine train augment=cut" 2
-ask "engine train augment=[cutouts,fl" 2
+ask "engine train augment=sta" 2
+ask "engine train augment=[stamps,fl" 2
 ask "engine evaluate check" 2
 """
 
@@ -118,16 +120,16 @@ def test_bash_through_the_console_script(tmp_path):
     bash, script = shutil.which("bash"), Path(sys.executable).with_name("engine")
     if bash is None or not script.exists():
         pytest.skip("needs bash and the installed console script")
-    (tmp_path / "cutlib.py").write_text(
+    (tmp_path / "stamplib.py").write_text(
         "import sys\nfrom dataclasses import dataclass\nfrom engine import Augment, hookimpl\n"
-        "@dataclass\nclass Cutouts(Augment):\n    '''Cut squares out.'''\n"
+        "@dataclass\nclass Stamps(Augment):\n    '''Stamp a mark.'''\n"
         "@hookimpl\ndef engine_options(store):\n    assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"
-        "    store.add('augment', 'cutouts', Cutouts)\n"
+        "    store.add('augment', 'stamps', Stamps)\n"
     )
-    facts = tmp_path / "cutlib-1.0.dist-info"
+    facts = tmp_path / "stamplib-1.0.dist-info"
     facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: cutlib\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[engine]\ncutlib = cutlib\n")
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: stamplib\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[engine]\nstamplib = stamplib\n")
     path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [bash, "--norc", "-c", SCRIPT],
@@ -135,7 +137,7 @@ def test_bash_through_the_console_script(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split("\n")[:4] == [
-        "train ", "augment=cutouts ", "augment=[cutouts,flip ", "checkpoint= ",
+        "train ", "augment=stamps ", "augment=[stamps,flip ", "checkpoint= ",
     ]  # fmt: skip
 
 

@@ -37,16 +37,16 @@ def test_fields_of_a_job_need_no_prefix(engine, argv):
 
 
 def test_lists_keep_their_order_and_may_be_empty(engine):
-    session = engine("probe", "augment=[normalize,mixup,flip]", "augment.mixup.alpha=0.4", "observe=[]").session
-    assert list(session.options.augment) == ["normalize", "mixup", "flip"]
-    assert session.options.augment["mixup"].alpha == 0.4
+    session = engine("probe", "augment=[normalize,blend,flip]", "augment.blend.alpha=0.4", "observe=[]").session
+    assert list(session.options.augment) == ["normalize", "blend", "flip"]
+    assert session.options.augment["blend"].alpha == 0.4
     assert session.options.observe == {}
     assert session.choices["observe"] == []
-    assert session.overrides == ["augment=[normalize,mixup,flip]", "augment.mixup.alpha=0.4", "observe=[]"]
+    assert session.overrides == ["augment=[normalize,blend,flip]", "augment.blend.alpha=0.4", "observe=[]"]
 
 
 def test_one_name_may_stand_for_a_list(engine):
-    assert engine("probe", "augment=mixup").session.choices["augment"] == ["mixup"]
+    assert engine("probe", "augment=blend").session.choices["augment"] == ["blend"]
 
 
 def test_a_preset_of_a_group(engine):

@@ -27,14 +27,14 @@ def test_origins(origins, tmp_path):
     (own / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [{override /optim: adamw}, _self_]\noptim: {lr: 0.5, beta1: 0.8}\n"
     )
-    found = origins("experiment=mine", "--config-dir", str(own), "optim.beta1=0.7", "augment=[mixup]", "run={batch: 9}")
+    found = origins("experiment=mine", "--config-dir", str(own), "optim.beta1=0.7", "augment=[blend]", "run={batch: 9}")
     mine = f"preset {own}/experiment/mine.yaml"
     assert found["optim"] == ("adamw", mine)
     assert found["optim.lr"] == ("0.5", mine)
     assert found["optim.beta1"] == ("0.7", "override")
     assert found["optim.beta2"] == ("0.999", "default (plugin optim)")
-    assert found["augment"] == ("[mixup]", "override")
-    assert found["augment.mixup.alpha"] == ("0.2", "default (plugin mixlib)")
+    assert found["augment"] == ("[blend]", "override")
+    assert found["augment.blend.alpha"] == ("0.2", "default (plugin mixlib)")
     assert found["run.batch"] == ("9", "override")
     assert found["run.epochs"] == ("20", "default (engine)")
     assert found["model"] == ("cnn", "default (conf/train.yaml)")
@@ -83,7 +83,7 @@ def test_plugins(engine, registry, monkeypatch):
     assert lines[0].split() == ["plugin", "distribution", "version", "supplies"]
     row = next(n for n, line in enumerate(lines) if line.startswith("mixlib "))
     assert lines[row].split() == ["mixlib", "mixlib-dist", "3.1", "job=probe,glance"]
-    assert [line.strip() for line in lines[row + 1 : row + 4]] == ["augment=mixup", "data=needy", "optim=by_layer"]
+    assert [line.strip() for line in lines[row + 1 : row + 4]] == ["augment=blend", "data=needy", "optim=by_layer"]
     assert lines[-1] == "not loaded: sorry (sorry-dist 0.1): ImportError: no"
     supplied = done.out.replace(",", " ").replace("=", " ").split()
     assert all(name in supplied for _, name in registry.components)

@@ -33,6 +33,15 @@ def test_help_imports_nothing_heavy(argv, record_property):
     assert "Train ConvNets" in done.stdout
 
 
+def test_a_reader_who_leaves_ends_the_command_quietly():
+    command = [sys.executable, "-m", "engine", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 128 + 13  # what a shell reports of a command that SIGPIPE ended
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_help_lists_every_component_and_option(engine, registry, argv):
     done = engine(*argv)
@@ -53,15 +62,15 @@ def test_help_marks_the_defaults(engine):
     marked = {line.split()[1] for line in lines if line.strip().startswith("* ")}
     assert {"train", "digits", "normalize", "cnn", "cross_entropy", "sgd", "onecycle", "native"} <= marked
     assert {"progress", "tensorboard", "csv", "none", "single", "float32"} <= marked
-    assert not marked & {"lenet", "adamw", "flip", "mixup", "cifar10"}
+    assert not marked & {"lenet", "adamw", "flip", "blend", "cifar10"}
 
 
 def test_help_shows_the_fields_of_what_is_chosen(engine):
-    done = engine("probe", "data=needy", "augment=[flip,mixup]", "--help")
+    done = engine("probe", "data=needy", "augment=[flip,blend]", "--help")
     assert "level=1" in done.out
     assert "how it ends [fine, mistake," in done.out
     assert "data.root=(required)" in done.out
-    assert "augment.mixup.alpha=0.2" in done.out
+    assert "augment.blend.alpha=0.2" in done.out
     assert "augment.flip." in done.out
     assert "optim.lr" not in done.out
 

@@ -31,19 +31,19 @@ MISTAKES = [
     ("probe run.epoch=1", "did you mean 'run.epochs'?"),
     ("probe epochs=1", "did you mean 'run.epochs'?"),
     ("probe levle=1", "did you mean 'level'?"),
-    ("probe augment=[mixup] augment.mixup.alhpa=1", "did you mean 'augment.mixup.alpha'?"),
+    ("probe augment=[blend] augment.blend.alhpa=1", "did you mean 'augment.blend.alpha'?"),
     ("probe -m optim.lrr=1,2", "did you mean 'optim.lr'?"),
     ("probe optim.lr.x=1", "no such option"),
     ("probe qqq.www=1", "no such option; see engine --help"),
     ("probe run.zzzzzz=1", "known: run.epochs, run.steps"),
     ("probe experimnt=mnist", "did you mean 'experiment'?"),
     ("probe optim.beta1=0.8", "an option of optim=adamw, but this command has optim=sgd"),
-    ("probe augment.mixup.alpha=1", "mixup is not in augment=[normalize]; add it"),
+    ("probe augment.blend.alpha=1", "blend is not in augment=[normalize]; add it"),
     ("probe checkpoint=x", "not of 'probe'"),
     ("probe run=3", "run has no value of its own"),
     # choices
     ("probe model=lenett", "model=lenett: no such model; did you mean 'lenet'?"),
-    ("probe augment=[flip,mixupp]", "augment=mixupp: no such augment; did you mean 'mixup'?"),
+    ("probe augment=[flip,blendp]", "augment=blendp: no such augment; did you mean 'blend'?"),
     ("probe experiment=minst", "did you mean 'mnist'?"),
     ("probe model=", "known: cnn"),
     ("probe augment=[flip,flip]", "flip is named twice"),
@@ -58,8 +58,8 @@ MISTAKES = [
     # sweeps
     ("probe model=cnn,lenet", "add -m"),
     ("probe -m model=cnn,lenett", "did you mean 'lenet'?"),
-    ("probe -m augment=[flip],[flip,mixupp]", "did you mean 'mixup'?"),
-    ("probe -m augment=[flip],[mixup,mixup]", "mixup is named twice"),
+    ("probe -m augment=[flip],[flip,blendp]", "did you mean 'blend'?"),
+    ("probe -m augment=[flip],[blend,blend]", "blend is named twice"),
     ("probe -m model=choice(cnn,lenett)", "did you mean 'lenet'?"),
     ("probe -m run.nonfinite=skip,stp", "did you mean 'stop'?"),
     ("probe -m run.epochs=1,0", "run.epochs=0: must be at least 1"),
@@ -88,7 +88,7 @@ MISTAKES = [
     ("probe run.epochs=0", "run.epochs=0: must be at least 1"),
     ("probe run.epochs=null", "null is not allowed"),
     ("probe run.compile=maybe", "is not true or false"),
-    ("probe augment=[mixup] augment.mixup.alpha=0", "must be above 0"),
+    ("probe augment=[blend] augment.blend.alpha=0", "must be above 0"),
     ("probe data=needy", "data.root must be given (folder of the records): add data.root=..."),
     ("probe out=${nothing}", "out: Interpolation key 'nothing' not found"),
     ("probe run={epochs:x}", "run.epochs"),
@@ -113,7 +113,7 @@ def test_a_mistake_is_one_line(engine, sessions, tmp_path, line, expected):
 def test_an_unknown_choice_names_the_plugin_that_could_not_be_loaded(engine, registry, monkeypatch):
     broken = Plugin("sorry", "sorry-dist", "0.1", error="ImportError: no")
     monkeypatch.setattr(registry, "plugins", [*registry.plugins, broken])
-    assert "[not loaded: sorry (ImportError: no)]" in engine("probe", "augment=[cutout]").err
+    assert "[not loaded: sorry (ImportError: no)]" in engine("probe", "augment=[stamp]").err
 
 
 def test_a_default_whose_plugin_is_broken(engine, registry, monkeypatch):

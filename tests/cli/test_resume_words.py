@@ -11,7 +11,7 @@ import pytest
 from engine.cli.resume import merged
 from engine.errors import EXIT_USAGE, UsageError
 
-SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,mixup]", "augment.mixup.alpha=0.7"]
+SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,blend]", "augment.blend.alpha=0.7"]
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ SAVED = ["model=lenet", "optim.lr=0.3", "augment=[flip,mixup]", "augment.mixup.a
         (["model.width=8"], ["model=lenet"], ["model=lenet"]),
         # unless it stays.
         (["model=cnn", "model.width=8"], ["model=cnn"], ["model.width=8", "model=cnn"]),
-        (["augment=[flip,mixup]", "augment.mixup.alpha=1"], ["augment=[flip]"], ["augment=[flip]"]),
+        (["augment=[flip,blend]", "augment.blend.alpha=1"], ["augment=[flip]"], ["augment=[flip]"]),
         (
-            ["augment=[flip,mixup]", "augment.mixup.alpha=1"],
-            ["augment=[mixup]"],
-            ["augment.mixup.alpha=1", "augment=[mixup]"],
+            ["augment=[flip,blend]", "augment.blend.alpha=1"],
+            ["augment=[blend]"],
+            ["augment.blend.alpha=1", "augment=[blend]"],
         ),
     ],
 )
@@ -47,7 +47,7 @@ def test_resume_composes_the_run_again(engine, checkpoint, tmp_path, path):
     assert done.code == 0, done.err
     session = done.session
     assert (session.choices["model"], session.options.optim.lr, session.options.job.level) == ("lenet", 0.5, 3)
-    assert session.options.augment["mixup"].alpha == 0.7
+    assert session.options.augment["blend"].alpha == 0.7
     assert session.out == tmp_path / "runs/a"
     assert (tmp_path / session.options.resume).samefile(folder)
     assert sorted(session.overrides) == sorted([*(w for w in SAVED if "lr" not in w), "optim.lr=0.5"])

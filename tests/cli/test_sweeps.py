@@ -21,8 +21,8 @@ def test_every_combination(engine, sessions, tmp_path):
 
 
 def test_lists_and_foreign_plugins(engine, sessions):
-    assert engine("probe", "augment=[flip],[flip,mixup],[]", "level=2", "--multirun").code == 0
-    assert [list(s.options.augment) for s in sessions] == [["flip"], ["flip", "mixup"], []]
+    assert engine("probe", "augment=[flip],[flip,blend],[]", "level=2", "--multirun").code == 0
+    assert [list(s.options.augment) for s in sessions] == [["flip"], ["flip", "blend"], []]
     assert [s.options.job.level for s in sessions] == [2, 2, 2]
     assert len({s.out for s in sessions}) == 3
 

@@ -68,7 +68,7 @@ def test_engine_plugins_lists_it(python):
     done = python("-m", "engine", "plugins")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("mixlib"))
-    assert row.split() == ["mixlib", "mixlib", "0.1.0", "augment=mixup"]
+    assert row.split() == ["mixlib", "mixlib", "0.1.0", "augment=blend"]
     assert "data=blobs" in done.stdout
     assert "observe=gradient_norms" in done.stdout
 
@@ -77,8 +77,8 @@ def test_engine_plugins_lists_it(python):
     ("line", "offered"),
     [
         ("engine train data=bl", "data=blobs"),
-        ("engine train augment=[normalize,mi", "augment=[normalize,mixup"),
-        ("engine train augment=[mixup] augment.mixup.al", "augment.mixup.alpha="),
+        ("engine train augment=[normalize,bl", "augment=[normalize,blend"),
+        ("engine train augment=[blend] augment.blend.al", "augment.blend.alpha="),
     ],
 )
 @pytest.mark.usefixtures("installed")
@@ -90,8 +90,8 @@ def test_tab_completes_it(python, line, offered):
 def test_engine_train_uses_all_three(python, environment):
     out = environment / "run"
     done = python(
-        "-m", "engine", "train", "data=blobs", "data.images=640", "augment=[normalize,mixup]",
-        "augment.mixup.alpha=0.4", "observe=[csv,gradient_norms]", "run.steps=60", "run.batch=32",
+        "-m", "engine", "train", "data=blobs", "data.images=640", "augment=[normalize,blend]",
+        "augment.blend.alpha=0.4", "observe=[csv,gradient_norms]", "run.steps=60", "run.batch=32",
         "run.log_every=10", f"out={out}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_engine_train_uses_all_three(python, environment):
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
     assert all(norm > 0 for line in lines for norm in line["norms"].values())
     manifest = json.loads((out / "checkpoints" / "step-00000060" / "manifest.json").read_text())
-    assert manifest["choices"]["augment"] == ["normalize", "mixup"]
+    assert manifest["choices"]["augment"] == ["normalize", "blend"]
 
 
 def test_its_own_tests_pass(python, installed):
@@ -134,9 +134,9 @@ def mixlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_a_batch_that_would_cut_a_group_is_refused(mixlib, tmp_path):
     with pytest.raises(
-        UsageError, match=r"^augment\.mixup mixes groups of 3 images, .* run\.batch as a multiple of 3$"
+        UsageError, match=r"^augment\.blend mixes groups of 3 images, .* run\.batch as a multiple of 3$"
     ):
-        small_run(tmp_path, batch=4, augment={"mixup": mixlib.Mixup(group=3)})
+        small_run(tmp_path, batch=4, augment={"blend": mixlib.Blend(group=3)})
 
 
 @dataclass
@@ -155,8 +155,8 @@ class Ranked(Parallel):
 @pytest.mark.parametrize("group", [2, 4])
 def test_partners_are_the_same_for_any_number_of_processes_and_threads(mixlib, tmp_path, group):
     def batches(name, parallel, threads):
-        mixup = {"mixup": mixlib.Mixup(group=group)}
-        run = small_run(tmp_path / name, batch=8, parallel=parallel, augment=mixup, data=SmallData(threads=threads))
+        blend = {"blend": mixlib.Blend(group=group)}
+        run = small_run(tmp_path / name, batch=8, parallel=parallel, augment=blend, data=SmallData(threads=threads))
         steps = run.loader.steps(Position())
         return [next(steps).batches[0] for _ in range(3)]
 

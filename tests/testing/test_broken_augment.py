@@ -10,7 +10,9 @@ import torch
 
 from engine import UsageError, uniform
 from engine.interfaces import Augmentation
+from engine.resampling import Resampling, Windows
 from engine.testing import BrokenPromise, check_augment
+from engine.testing.augment import KEY
 
 
 class Shift(Augmentation):
@@ -158,6 +160,64 @@ class MixesItsGroup(Augmentation):
         return ((pairs + pairs.flip(1)) / 2).flatten(0, 1), targets
 
 
+class FusesAnother(Shift):
+    def fuse(self, plan, parameters):
+        return plan.mirror(torch.ones(len(plan), dtype=torch.bool))
+
+
+class FusesWithoutLabels(Shift):
+    def apply(self, images, targets, parameters):
+        return images, torch.zeros_like(targets)
+
+    def fuse(self, plan, parameters):
+        return True
+
+
+class FusesAnotherTest(Shift):
+    def test(self, images):
+        return images // 2 if images.dtype == torch.uint8 else images / 2
+
+    def fuse_test(self, plan):
+        return True
+
+
+class ChangesAPlanAndRefuses(Shift):
+    def fuse(self, plan, parameters):
+        plan.mirror(torch.ones(len(plan), dtype=torch.bool))
+        return False
+
+
+class DrawsByTheRecordsOfTheBatch(Shift):
+    by_record = True
+
+    def draw_by_record(self, key, records, epoch, shape):
+        return uniform(key.at(epoch), torch.arange(len(records)), 1)
+
+
+class CropsByTheBatch(Resampling):
+    def draw_windows(self, key, samples, sizes):
+        smallest = sizes.amin(0).expand(len(sizes), 2)
+        return Windows(torch.cat([torch.zeros_like(smallest), smallest], 1), smallest)
+
+    def test_windows(self, sizes):
+        return self.draw_windows(KEY, sizes[:, 0], sizes)
+
+
+class MirrorsAsItFuses(Augmentation):
+    """A right one: both ways are the same, and each record is mirrored in the epochs that its number says."""
+
+    by_record = True
+
+    def draw_by_record(self, key, records, epoch, shape):
+        return (records + epoch) % 2 == 0
+
+    def apply(self, images, targets, parameters):
+        return torch.where(parameters[:, None, None, None], images.flip(3), images), targets
+
+    def fuse(self, plan, parameters):
+        return plan.mirror(parameters)
+
+
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
@@ -183,6 +243,12 @@ class MixesItsGroup(Augmentation):
         (GrayOnly, "uint8 and float images of any shape.*gray images only"),
         (EvaluatesAtRandom, "not from a global random generator"),
         (EvaluatesInPlace, r"test\(\) is the same every time.*it changed the images"),
+        (FusesAnother, r"fuse\(\) returns True, a pass does to uint8 images what apply\(\) does"),
+        (FusesWithoutLabels, "targets stay"),
+        (FusesAnotherTest, r"fuse_test\(\) returns True, a pass does to uint8 images what test\(\) does"),
+        (ChangesAPlanAndRefuses, "returns False, the plan is as it was"),
+        (DrawsByTheRecordsOfTheBatch, r"pure function of \(key, record, epoch\)"),
+        (CropsByTheBatch, r"pure function of \(key, sample, size\)"),
         (EvaluatesTheBatch, r"test\(\) is the same every time.*alone differs"),
     ],
 )
@@ -191,7 +257,7 @@ def test_broken_augmentation_is_named(broken, promise):
         check_augment(broken())
 
 
-@pytest.mark.parametrize("sound", [Shift, MixesItsGroup])
+@pytest.mark.parametrize("sound", [Shift, MixesItsGroup, MirrorsAsItFuses])
 def test_sound_augmentation_passes(sound):
     check_augment(sound())
 

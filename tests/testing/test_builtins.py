@@ -43,6 +43,21 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "augment=flip": [{"probability": 1.0}],
     "augment=pad_crop": [{"fill": "reflect"}, {"padding": 0}],
     "augment=normalize": [{"mean": [0.5], "std": [0.25]}],
+    "augment=resize": [{"size": 7}, {"size": 20, "width": 5}],
+    "augment=center_crop": [{"size": 6, "test": "whole"}, {"size": 7, "width": 16, "pad_if_needed": True}],
+    "augment=random_crop": [{"size": 6, "test": "whole"}, {"size": 7, "width": 16, "pad_if_needed": True}],
+    "augment=random_resized_crop": [{"size": 6}, {"size": 9, "width": 12, "test_size": 8, "test_resize": 8}],
+    "augment=random_shortest_size": [{"sizes": [6, 6]}],
+    "augment=affine": [{"translate": [0.1, 0.2], "scale": [0.7, 1.3], "shear": [5, 9, -4, 8], "stretch": [2]}],
+    "augment=color_jitter": [
+        {"brightness": [0.4], "contrast": [0.4], "saturation": [0.4], "hue": [0.2], "clip": clip}
+        for clip in (True, False)
+    ],
+    "augment=random_erasing": [{"probability": 1.0, "value": [0.3]}, {"random": True}],
+    "augment=gaussian_noise": [{"clip": False, "mean": 0.1}],
+    "augment=rand_augment": [{"num_ops": 5, "magnitude": 30}],
+    "augment=mixup": [{"alpha": 0.2, "group_size": 3}],
+    "augment=cutmix": [{"probability": 0.5, "group_size": 4}],
     "data=cifar100": [{"labels": "coarse"}],
     "data=folder": [{"channels": 1, "size": 12}],
     "data=hdf5": [{"size": 12}],
@@ -59,10 +74,18 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
 }
 
 
+# Their defaults are for photographs, which the checks' few pixels are not.
+FOR_PHOTOGRAPHS = {
+    f"augment={name}"
+    for name in ("resize", "center_crop", "random_crop", "random_resized_crop", "random_shortest_size")
+}
+
+
 def components() -> Iterator[object]:
     for group, name in Registry.load().components:
         if group in CHECKS:
-            for settings in ({}, *VARIANTS.get(f"{group}={name}", [])):
+            defaults: list[dict[str, object]] = [] if f"{group}={name}" in FOR_PHOTOGRAPHS else [{}]
+            for settings in (*defaults, *VARIANTS.get(f"{group}={name}", [])):
                 words = [f"{group}={name}", *(f"{key}={value}" for key, value in settings.items())]
                 yield pytest.param(group, name, settings, id=" ".join(words))
 

@@ -1,4 +1,4 @@
-"""Mixup, synthetic blobs and gradient norms: an example of a third-party package for the engine.
+"""Blended images, synthetic blobs and gradient norms: an example of a third-party package for the engine.
 
 This module is what the entry point names, so it is imported by every ``engine`` command, ``--help`` and
 completion included. That is why it imports nothing heavy: each ``build()`` does.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Mixup(Augment):
+class Blend(Augment):
     """Blend images and their labels (Zhang et al. 2018)."""
 
     alpha: float = option(0.2, "shape of the Beta distribution that blending weights are drawn from", above=0)
@@ -25,9 +25,9 @@ class Mixup(Augment):
 
     def build(self) -> Augmentation:
         """Make the augmentation."""
-        from mixlib.mixup import MixingUp
+        from mixlib.blend import Blending
 
-        return MixingUp(self.alpha, self.group)
+        return Blending(self.alpha, self.group)
 
 
 @dataclass
@@ -59,6 +59,6 @@ class GradientNorms(Observer):
 @hookimpl
 def engine_options(store: Store) -> None:
     """Register the three components under the names that the command line knows them by."""
-    store.add("augment", "mixup", Mixup)
+    store.add("augment", "blend", Blend)
     store.add("data", "blobs", Blobs)
     store.add("observe", "gradient_norms", GradientNorms)

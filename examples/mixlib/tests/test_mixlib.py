@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from mixlib import Blobs, GradientNorms, Mixup
+from mixlib import Blend, Blobs, GradientNorms
+from mixlib.blend import Mixture, mix
 from mixlib.blobs import shapes
-from mixlib.mixup import Mixture, mix
 
 from engine import Key
 from engine.testing import check_augment, check_observer, check_source, small_run
 
 
-@pytest.mark.parametrize("options", [Mixup(), Mixup(alpha=1.0, group=4)])
-def test_mixup_keeps_its_promises(options):
+@pytest.mark.parametrize("options", [Blend(), Blend(alpha=1.0, group=4)])
+def test_blend_keeps_its_promises(options):
     check_augment(options)
 
 
@@ -32,14 +32,14 @@ def test_mixing_is_a_weighted_mean():
 
 
 def test_partners_are_others_of_the_same_group():
-    mixture = Mixup(group=4).build().draw(Key.of(1), torch.arange(40), (1, 8, 8))
+    mixture = Blend(group=4).build().draw(Key.of(1), torch.arange(40), (1, 8, 8))
     rows = torch.arange(40)
     assert torch.equal(mixture.partners // 4, rows // 4)
     assert not (mixture.partners == rows).any()
 
 
 def test_shares_follow_the_beta_distribution():
-    shares = Mixup(alpha=2.0).build().draw(Key.of(1), torch.arange(20_000), (1, 8, 8)).shares[::2].double()
+    shares = Blend(alpha=2.0).build().draw(Key.of(1), torch.arange(20_000), (1, 8, 8)).shares[::2].double()
     # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)); five standard errors either way.
     assert abs(shares.mean() - 0.5) < 5 * (0.05 / 10_000) ** 0.5
     assert abs(shares.var() - 0.05) < 0.004

@@ -1,4 +1,4 @@
-"""Mixup ("mixup: Beyond Empirical Risk Minimization", Zhang et al. 2018)."""
+"""Blended images ("mixup: Beyond Empirical Risk Minimization", Zhang et al. 2018)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Mixture:
 
 def mix(values: Tensor, mixture: Mixture) -> Tensor:
     """Return share x value + (1 - share) x partner's value for each row of a float tensor."""
-    shares = mixture.shares.view(-1, *[1] * (values.ndim - 1))
+    shares = mixture.shares.to(values.device).view(-1, *[1] * (values.ndim - 1))
     return shares * values + (1 - shares) * values[mixture.partners]
 
 
-class MixingUp(Augmentation):
+class Blending(Augmentation):
     """Blends every image with another one of its group, and their labels in the same proportion.
 
     A group is ``group`` consecutive samples of the training stream. ``draw`` depends on nothing but the key and
