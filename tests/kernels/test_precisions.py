@@ -121,6 +121,7 @@ def test_an_evaluation_and_a_look_at_the_layers_plan_for_them_too(tmp_path):
 def test_the_current_gpu_is_the_one_that_was_asked_for(monkeypatch, tmp_path):
     """A ConvSpec says "cuda" and not which; so do generators, and synchronisation."""
     chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     options = small_run(tmp_path).options

@@ -168,7 +168,8 @@ def test_a_gpu_is_built_for_tested_and_looked_at_by_the_sanitizer(checkout: Chec
     assert build.endswith("--editable .")
     assert checkout.stamp == "1"
     assert tests == "on a GPU: pytest -m gpu -x"
-    pytest_of_few = ".venv/bin/python -m pytest -q --timeout 0 -m gpu tests/gpu/test_values.py -k small_shapes"
+    files = "tests/gpu/test_values.py tests/gpu/test_images.py"
+    pytest_of_few = f".venv/bin/python -m pytest -q --timeout 0 -m gpu {files} -k small_shapes"
     assert sanitized == [
         f"sanitizer, 11: --tool {tool} --error-exitcode 1 {pytest_of_few}" for tool in ("memcheck", "racecheck")
     ]
