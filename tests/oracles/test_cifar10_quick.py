@@ -24,7 +24,7 @@ def test_it_tests_as_caffe_logged(engine, plugin, real_data, tmp_path, iteration
     plugin("cifar10_quick")
     code, told, said = engine(
         "evaluate", "checkpoint=quick.safetensors", "data=cifar10", f"data.root={data}", "model=cifar10_quick",
-        "augment=[]", "run.batch=100", "run.device=cpu",
+        "augment=[]", "run.batch=100", "run.device=cpu", "run.channels_last=true",
     )  # fmt: skip
     assert code == 0, said
     found = dict(re.findall(r"(\w+) ([\d.]+)", told))
