@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from engine.loader import Loader, Position, TestLoader
 
 from . import Bench, ours
 from .crops import prepared
-from .enlarging import enlarged
+from .enlarging import large_store
 
 BLOCK = 4 << 20  # bytes of one plain read
 BATCH = 64
@@ -27,14 +26,8 @@ PLAIN, ENGINE = "plain read", "engine, test split"
 def cold(bench: Bench) -> None:
     """Read a large store in order, its pages dropped before every turn."""
     _, small = prepared(bench)
-    large = bench.folder / "large"
-    large.mkdir()
-    try:
-        size = enlarged(small / "train", large / "train", int(bench.pick(0.5e9, 3e9)))
-        (large / "test").symlink_to("train")
+    with large_store(bench.folder / "large", small, bench.pick(0.25e9, 3e9)) as (large, size):
         compare(bench, large, size)
-    finally:
-        shutil.rmtree(large)
 
 
 def compare(bench: Bench, store: Path, size: int) -> None:

@@ -106,7 +106,7 @@ def ffcv(bench: Bench) -> None:
 
 def turns(bench: Bench) -> tuple[Turn, Turn]:
     """Return the turns of slow and of fast sides."""
-    return bench.pick(Turn(BATCH, 2, 6), Turn(BATCH, 4, 14)), bench.pick(Turn(BATCH, 8, 40), Turn(BATCH, 8, 120))
+    return bench.pick(Turn(BATCH, 2, 3), Turn(BATCH, 4, 14)), bench.pick(Turn(BATCH, 8, 20), Turn(BATCH, 8, 120))
 
 
 def shares(report: Report, loaders: dict[str, Loader]) -> None:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from engine.plugins.stores import layout
+
+
+@contextmanager
+def large_store(folder: Path, small: Path, size: float) -> Iterator[tuple[Path, int]]:
+    """Have a store of about ``size`` bytes within ``with``, both splits the same; gives the folder and its bytes."""
+    folder.mkdir()
+    try:
+        written = enlarged(small / "train", folder / "train", int(size))
+        (folder / "test").symlink_to("train")
+        yield folder, written
+    finally:
+        shutil.rmtree(folder)
 
 
 def enlarged(small: Path, out: Path, size: int) -> int:
@@ -30,7 +43,7 @@ def enlarged(small: Path, out: Path, size: int) -> int:
     for number in range(count):
         copy = out / layout.shard_name(number)
         shutil.copyfile(data, copy)
-        flush(copy)
+        layout.flush(copy)
         files[copy.name] = meta.files[data.name]
     starts = index.offsets[:-1][None] + np.arange(count, dtype=np.uint64)[:, None] * np.uint64(each)
     arrays = {
@@ -48,12 +61,3 @@ def enlarged(small: Path, out: Path, size: int) -> int:
     }  # fmt: skip
     layout.put(out / layout.META, layout.Meta(**json.loads(json.dumps(facts))).text().encode())
     return count * each
-
-
-def flush(path: Path) -> None:
-    """Have a file's content written to the disk: pages that are not cannot be dropped from the cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from . import Bench
 from .crops import prepared
-from .enlarging import enlarged
+from .enlarging import large_store
 
 PROCESSES = 4
 BATCHES = (16, 64)  # of a process: run.batch=64, which is for all of them together, and four times that
@@ -19,14 +18,9 @@ READER = Path(__file__).resolve().parent / "reading.py"
 def memory(bench: Bench) -> None:
     """Have four processes read a large store at random, and ask what memory each has alone."""
     _, small = prepared(bench)
-    large = bench.folder / "shared"
-    large.mkdir()
-    try:
-        size = enlarged(small / "train", large / "train", int(bench.pick(0.5e9, 10e9)))
-        (large / "test").symlink_to("train")
-        told = {batch: read_together(large, batch, bench.pick(1.0, 10.0)) for batch in bench.pick(BATCHES[:1], BATCHES)}
-    finally:
-        shutil.rmtree(large)
+    seconds, batches = bench.pick(1.0, 10.0), bench.pick(BATCHES[:1], BATCHES)
+    with large_store(bench.folder / "shared", small, bench.pick(0.25e9, 10e9)) as (large, size):
+        told = {batch: read_together(large, batch, seconds) for batch in batches}
     heads = ["process", "batch", "MB of torch", "opened", "while reading, most", "more than torch", "images read"]
     rows = [
         [str(number), str(batch), *(f"{value / 1e6:.1f}" for value in (*facts[:3], facts[2] - facts[0])), str(facts[3])]
@@ -45,8 +39,8 @@ def read_together(store: Path, batch: int, seconds: float) -> list[list[int]]:
     All have imported torch before the first is asked, so what they share is shared. Raises SystemExit if one fails.
     """
     command = [sys.executable, str(READER), str(store), str(batch), str(seconds)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    readers = [subprocess.Popen(command, **pipes) for _ in range(PROCESSES)]  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    readers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(PROCESSES)]
     try:
         for _ in range(2):  # torch is imported; then the store is open
             for reader in readers:

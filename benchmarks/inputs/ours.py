@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -172,11 +172,11 @@ def side(ready: Loader, turn: Turn) -> Side:
     turn = replace(turn, skipped=max(turn.skipped, AHEAD + WORKERS))
 
     def take() -> float:
-        steps: Iterator[Any] = ready.steps(Position())
+        steps = ready.steps(Position())
         try:
             return turn.per_image(steps)
         finally:
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
 
     return take
 

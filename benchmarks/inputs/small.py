@@ -26,7 +26,7 @@ def small(bench: Bench) -> None:
     print(f"small images: {images.what}", flush=True)
     pixels, labels = cifar_training(images)
     words = ["data=cifar10", f"data.root={images.root}", *ours.cifar_recipe()]
-    fast = Turn(BATCH, 8, bench.pick(100, 400))
+    fast = Turn(BATCH, 8, bench.pick(60, 400))
     loaders = {
         ENGINE: ours.loader([*words, "data.threads=2"], BATCH),
         f"{ENGINE}, 1 thread": ours.loader([*words, "data.threads=1"], BATCH),
@@ -35,7 +35,7 @@ def small(bench: Bench) -> None:
         f"{ENGINE}, batches of 128": ours.loader([*words, "data.threads=2"], 128),
     }
     usual = classical.Arrays(pixels, labels, classical.cifar_recipe())
-    sides: dict[str, Side] = {CLASSICAL: classical.side(usual, Turn(BATCH, 4, bench.pick(16, 40)))}
+    sides: dict[str, Side] = {CLASSICAL: classical.side(usual, Turn(BATCH, 4, bench.pick(10, 40)))}
     sides |= {name: epochs(kind(pixels, BATCH), len(pixels)) for name, kind in BATCHED.items()}
     for name, ready in loaders.items():
         sides[name] = ours.side(ready, Turn(ready.batch, fast.skipped, fast.counted * BATCH // ready.batch))

@@ -119,14 +119,14 @@ def put(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        flush_folder(path.parent)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)  # there only after a failure
 
 
-def flush_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Have the names in a folder, or a file's content, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

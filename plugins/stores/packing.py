@@ -144,7 +144,7 @@ class Packing:
             with writing(self.folder):
                 if self._part(number).exists():  # its data file was lost; it must not vouch for half of the new one
                     self._part(number).unlink()
-                    layout.flush_folder(self._part(number).parent)
+                    layout.flush(self._part(number).parent)
                 file = path.open("wb", buffering=0)  # closing a buffered one on a full disk would fail once more
             with file:
                 for (some, _), portion in zip(prepared, portions, strict=True):
@@ -242,10 +242,10 @@ def _write_fully(file: io.FileIO, data: bytes) -> None:
 
 def _flush_names(folder: Path) -> None:
     """Have the names of what is in a split's folder, of the folder and of that around it written to the disk."""
-    layout.flush_folder(folder)
-    layout.flush_folder(folder.parent)
+    layout.flush(folder)
+    layout.flush(folder.parent)
     with suppress(PermissionError):  # who may not read the folder around ``out`` did not make ``out`` in it
-        layout.flush_folder(folder.parent.parent)
+        layout.flush(folder.parent.parent)
 
 
 def _facts(records: Any, checksums: Any, sizes: Any, targets: Any) -> dict[int, _Fact]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine import UsageError
 from engine.decode import decode_whole, reduced
 from engine.interfaces import Records, Source
+from engine.preparation import require_classes
 
 from .colour import Colour
 from .layout import ENCODED, crc32c
@@ -116,10 +117,4 @@ def _require_targets(source: Source, indices: Sequence[int], targets: Tensor) ->
         if targets.dtype not in (torch.float32, torch.float64):
             raise UsageError(f"this data has targets of {targets.dtype}; a store holds float32 and float64")
         return
-    wrong = (targets < 0) | (targets >= len(source.classes))
-    if wrong.any():
-        place = int(wrong.nonzero()[0])
-        raise UsageError(
-            f"{source.name_of(indices[place])} is of class {int(targets[place])}, but the classes are 0 to "
-            f"{len(source.classes) - 1}"
-        )
+    require_classes(source, indices, targets)
