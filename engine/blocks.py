@@ -225,7 +225,7 @@ def stretches(table: Tensor) -> Iterator[tuple[int, int]]:
 
 def _read(file: int, memory: Tensor, offset: int) -> int:
     """Fill memory from an open file; return how many bytes there were before its end, or a fault of the disk."""
-    rest = memoryview(memory.numpy())  # type: ignore[arg-type]
+    rest = memory.numpy().data
     while len(rest):
         try:
             count = os.preadv(file, [rest], offset)

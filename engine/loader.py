@@ -26,7 +26,7 @@ from engine.chain import Samples
 from engine.errors import UsageError
 from engine.host_to_device import Copies, Layout, Sent, copy_stream
 from engine.interfaces import Augmentation, Batch, Source
-from engine.order import BLOCKS, Shuffle, order_of
+from engine.order import BLOCKS, FULLY, Shuffle, order_of
 from engine.preparation import Spent
 from engine.profiling import named_range
 from engine.randomness import Key
@@ -81,7 +81,7 @@ class Loader:
         prefetch: int = 4,
         rank: int = 0,
         world: int = 1,
-        shuffle: Shuffle = Shuffle(),  # noqa: B008 (it cannot change)
+        shuffle: Shuffle = FULLY,
         workers: Workers | None = None,
         reopen: Callable[[], Source] | None = None,
     ) -> None:

@@ -32,6 +32,9 @@ class Shuffle:
         return self.block * self.mixed
 
 
+FULLY = Shuffle()
+
+
 class Order:
     """The order of ``length`` records in each epoch, all of them once; the last two epochs asked for are kept."""
 

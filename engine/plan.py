@@ -96,7 +96,7 @@ class Plan:
         them follows from that. An augmentation says so, because what happens to a sample must not depend on the windows
         of others; where it is not said, these windows decide. Raises ValueError for windows that are otherwise.
         """
-        crops, over = _are_crops(boxes, sizes), self._over(boxes, sizes)
+        crops, over = _are_crops(boxes, sizes), self._over(boxes)
         if crop is None and not reflect and self._still(boxes, sizes):
             return True
         crop = crops if crop is None else crop
@@ -198,7 +198,7 @@ class Plan:
         self.axes[:, :, LAST] = torch.where(whole, axes[:, :, ORIGIN] + old, axes[:, :, LAST])
         self._take(starts, extents, sizes, crop, beyond)
 
-    def _over(self, boxes: Tensor, sizes: Tensor) -> bool:
+    def _over(self, boxes: Tensor) -> bool:
         """Return whether a window reaches over its image, by more than rounding where it is computed."""
         slack = ROUNDING if boxes.is_floating_point() else 0
         starts, ends = boxes.numpy()[:, :2], boxes.numpy()[:, :2] + boxes.numpy()[:, 2:]

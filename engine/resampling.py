@@ -19,12 +19,13 @@ from engine.plan import Plan
 from engine.plan_on_tensors import carry_out
 from engine.randomness import Key
 
-SAID = ("crop", "reaches", "beyond", "fill", "reflect")
-
 
 @dataclass
 class Windows:
-    """A window of each image, and the size that it becomes: the arguments of ``Plan.window``."""
+    """A window of each image, and the size that it becomes: the arguments of ``Plan.window``.
+
+    crop, reaches: what an augmentation's windows always are, whatever the images of a batch.
+    """
 
     boxes: Tensor  # [n, 4]: top, left, height, width
     sizes: Tensor  # int64 [n, 2]
@@ -36,7 +37,10 @@ class Windows:
 
     def add_to(self, plan: Plan) -> bool:
         """Add them to what a pass does; return whether it can do them."""
-        return plan.window(self.boxes, self.sizes, **{name: getattr(self, name) for name in SAID})
+        return plan.window(
+            self.boxes, self.sizes, crop=self.crop, reaches=self.reaches, beyond=self.beyond, fill=self.fill,
+            reflect=self.reflect,
+        )  # fmt: skip
 
 
 class Resampling(Augmentation):

@@ -34,12 +34,17 @@ class RandAugment(Augment):
 
 
 @dataclass
-class Mixup(Augment):
-    """Blend images, and their labels alike (Zhang et al. 2018)."""
+class _Mixing(Augment):
+    """What mixup and cutmix have in common."""
 
     alpha: float = option(1.0, "shape of the Beta distribution that shares are drawn from", above=0)
     probability: float = option(1.0, "chance that an image is mixed", at_least=0, at_most=1)
     group_size: int = option(2, GROUP, at_least=2)
+
+
+@dataclass
+class Mixup(_Mixing):
+    """Blend images, and their labels alike (Zhang et al. 2018)."""
 
     def build(self) -> Augmentation:
         """Make the augmentation."""
@@ -49,12 +54,8 @@ class Mixup(Augment):
 
 
 @dataclass
-class CutMix(Augment):
+class CutMix(_Mixing):
     """Replace a rectangle of images with another image's, and a share of the label alike (Yun et al. 2019)."""
-
-    alpha: float = option(1.0, "shape of the Beta distribution that shares are drawn from", above=0)
-    probability: float = option(1.0, "chance that an image is mixed", at_least=0, at_most=1)
-    group_size: int = option(2, GROUP, at_least=2)
 
     def build(self) -> Augmentation:
         """Make the augmentation."""

@@ -19,7 +19,10 @@ KEY = Key.of(9).at("augment")
 
 def maps(count: int, seed: int = 0) -> Maps:
     rng = np.random.default_rng(seed)
-    draw = lambda low, high, *shape: torch.tensor(rng.uniform(low, high, (count, *shape)))  # noqa: E731
+
+    def draw(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.tensor(rng.uniform(low, high, (count, *shape)))
+
     return Maps(draw(-180, 180), draw(-6, 6, 2).round(), draw(0.6, 1.5), draw(-30, 30, 2), draw(0.5, 2.0))
 
 

@@ -29,7 +29,10 @@ def changes(*pairs: tuple[str, float], count: int = 1) -> Changes:
 
 def one_by_one(image: np.ndarray, pairs: list[tuple[str, float]], clip: bool) -> np.ndarray:
     """Return float64 [c, h, w] after changes, pixel by pixel where a hue is turned."""
-    gray = lambda x: np.tensordot(LUMA, x, 1)[None] if len(x) == 3 else x  # noqa: E731
+
+    def gray(x: np.ndarray) -> np.ndarray:
+        return np.tensordot(LUMA, x, 1)[None] if len(x) == 3 else x
+
     for name, factor in pairs:
         if name == "hue":
             if len(image) == 3:

@@ -113,7 +113,10 @@ def test_operations_follow_one_another_on_each_image(pictures):
     amounts = torch.tensor([[4.0, 30.0], [0, 0], [-20.0, 0.5]], dtype=torch.float64)
     before = images.clone()
     result, _ = RandAugment().build().apply(images, torch.zeros(3), Sequences(kinds, amounts))
-    one = lambda name, image, amount: getattr(operations, name)(image[None], torch.tensor([amount]).double())  # noqa: E731
+
+    def one(name: str, image: torch.Tensor, amount: float) -> torch.Tensor:
+        return getattr(operations, name)(image[None], torch.tensor([amount]).double())
+
     assert torch.equal(result[0], one("rotate", one("posterize", images[0], 4)[0], 30)[0])
     assert torch.equal(result[1], images[1])
     assert torch.equal(result[2], one("solarize", one("rotate", images[2], -20)[0], 0.5)[0])

@@ -274,7 +274,7 @@ def test_the_engine_and_the_peer_prepare_images_alike(bench: Bench) -> None:
         ready = ours.loader([*ours.store_words(store), *ours.recipe(colours)], 20)
         steps = ready.steps(Position())
         engine = torch.cat([next(steps).batches[0].images for _ in range(4)])
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
         dataset = classical.Files(images.root / "train", classical.recipe(bool(colours)))
         peer = torch.stack([dataset[number % 20][0] for number in range(80)])
         assert engine.shape == peer.shape

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_reference import changed, plan_for, resampled
+from image_reference import coloured, plan_for, resampled
 from PIL import Image
 from torch import Tensor
 
@@ -75,18 +75,6 @@ def levels_of(host: ModuleType, images: Tensor, plan: Plan) -> np.ndarray:
         wanted = reflected(plan, image, number) if plan.reflected else resampled(plan, image, number)
         assert np.abs(levels[number] - wanted).max() <= 0.5 + TIE
     return levels
-
-
-def coloured(plan: Plan, levels: np.ndarray, number: int) -> np.ndarray:
-    """Return float64 [c, h, w] of 0..1: bytes after the changes of colour and the boxes of an image of a plan."""
-    out = levels / 255
-    for kinds, factors in zip(plan.kinds, plan.factors, strict=True):
-        out = changed(out, int(kinds[number]), factors[number].double().numpy())
-    for boxes, values in zip(plan.boxes, plan.values, strict=True):
-        top, left, bottom, right = boxes[number].tolist()
-        out = out.copy()
-        out[:, top:bottom, left:right] = values[number].double().numpy()[:, None, None]
-    return out
 
 
 def check(host: ModuleType, images: Tensor, plan: Plan, tolerance: float = 5e-6) -> None:

@@ -111,7 +111,12 @@ def changed(image: np.ndarray, kind: int, factors: np.ndarray) -> np.ndarray:
 
 def expected(plan: Plan, image: np.ndarray, number: int) -> np.ndarray:
     """Return float64 [c, height, width]: image ``number`` of a plan, from uint8 [c, h, w], white 1."""
-    out = resampled(plan, image, number).round() / 255
+    return coloured(plan, resampled(plan, image, number).round(), number)
+
+
+def coloured(plan: Plan, levels: np.ndarray, number: int) -> np.ndarray:
+    """Return float64 [c, h, w], white 1: levels of 0..255 after the changes of colour and the boxes of an image."""
+    out = levels / 255
     for kinds, factors in zip(plan.kinds, plan.factors, strict=True):
         out = changed(out, int(kinds[number]), factors[number].double().numpy())
     for boxes, values in zip(plan.boxes, plan.values, strict=True):
