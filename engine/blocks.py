@@ -25,12 +25,20 @@ from engine.pictures import ADDRESS, BYTES, FILE, OFFSET
 
 @dataclass
 class Block:
-    """Some consecutive records in memory, as pictures or else as records; left: how many are still to be asked for."""
+    """Some consecutive records in memory, as pictures or as records; neither: the source could not give all of them.
+
+    left: how many are still to be asked for.
+    """
 
     pictures: Pictures | None
     records: Records | None
     targets: Tensor
     left: int
+
+    @property
+    def there(self) -> bool:
+        """Whether its records are in memory."""
+        return self.pictures is not None or self.records is not None
 
 
 class BlockSource(Source):
@@ -38,12 +46,12 @@ class BlockSource(Source):
 
     A block is read by one request when one of its records is first asked for: of images that lie one after the other in
     a file, the whole stretch; else all of its records by a single call. However many threads ask at once, it is read
-    once; if that fails, each of them gets the exception, and whoever asks later has it tried again. A block is let go
-    when as many records have been asked for as it has, and the one unused for longest when more than ``keep`` are
-    there.
+    once. A block is let go when as many records have been asked for as it has, and the one unused for longest when more
+    than ``keep`` are there.
 
     A stretch that the file or the disk gives only in part is left where it is from the first record that is missing
-    on. So a batch with that record gets the error it would get without blocks, and no other batch does.
+    on; of a block that the source does not give in one call, each batch asks for its own records. So a batch with a bad
+    record gets the error it would get without blocks, and no other batch does.
     """
 
     def __init__(self, source: Source, block: int, keep: int) -> None:
@@ -65,6 +73,8 @@ class BlockSource(Source):
         """Return where images are in the blocks' memory, and their targets; None where the source says so."""
         places, parts = self._parts(indices)
         tables, keep, targets = [], [], []
+        if not all(block.there for block, _ in parts):
+            return self.source.pictures(indices)  # None, or what it says of the record that it cannot give
         for block, rows in parts:
             if block.pictures is None:
                 return None
@@ -81,7 +91,13 @@ class BlockSource(Source):
         """Return records out of the blocks' memory."""
         rows_of_all = torch.as_tensor(indices, dtype=torch.int64)
         places, parts = self._parts(rows_of_all)
-        found = [(block.records, rows) for block, rows in parts if block.records is not None]
+        found, done = [], 0
+        for block, rows in parts:
+            own, done = rows_of_all[places[done : done + len(rows)]].tolist(), done + len(rows)
+            if block.records is not None:
+                found.append((block.records, rows))
+            elif not block.there:
+                found.append((self.source.records(own), torch.arange(len(own))))
         if not found or len(found) < len(parts):  # nothing, or what is there as pictures
             return self.source.records(indices)
         self._served(rows_of_all)
@@ -169,10 +185,13 @@ class BlockSource(Source):
         """Return a block, read now."""
         first = number * self.block
         rows = range(first, min(first + self.block, len(self.source)))
-        found = self.source.pictures(torch.arange(rows.start, rows.stop))
-        if found is not None:
-            return Block(in_memory(found[0]), None, found[1], len(rows))
-        records = self.source.records(rows)
+        try:
+            found = self.source.pictures(torch.arange(rows.start, rows.stop))
+            if found is not None:
+                return Block(in_memory(found[0]), None, found[1], len(rows))
+            records = self.source.records(rows)
+        except Exception:  # the batch with the record that is to blame meets it too, and no other
+            return Block(None, None, torch.empty(0), len(rows))
         return Block(None, records, records.targets, len(rows))
 
 

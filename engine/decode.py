@@ -43,10 +43,14 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     The image is scaled so that it just covers (height, width), bilinear and antialiased, and cropped to the
     middle. Its EXIF orientation is applied. Transparency is laid over white; CMYK is converted without a colour
     profile; 16-bit gray is scaled to 8 bits; grayscale is 0.299 R + 0.587 G + 0.114 B. A JPEG four times too large
-    or more is first reduced by 2, 4 or 8 while decoding. Raises UsageError, saying why, for a file that is
-    damaged or of another format.
+    or more is first reduced by 2, 4 or 8 while decoding. Upright JPEG goes through the decoder that batches do. Raises
+    UsageError, saying why, for a file that is damaged or of another format; a JPEG that a batch's decoder would make up
+    a part of is damaged.
     """
     channels, height, width = shape
+    found = _jpeg_pixels(data, channels, (height, width))
+    if found is not None:
+        return torch.from_numpy(fit(found[0], (height, width), found[1])).permute(2, 0, 1).contiguous()
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _require_checksums(image, data)
@@ -71,9 +75,9 @@ def decode_whole(data: bytes, channels: int, shorter_side: int | None = None) ->
     Where ``shorter_side`` is given, a larger image is reduced to it (``reduced``). Colours and errors are those of
     ``decode``, except that a JPEG of which a decoder would have made up a part is refused.
     """
-    pixels = _jpeg_pixels(data, channels)
-    if pixels is not None:
-        return reduced(pixels, shorter_side)
+    found = _jpeg_pixels(data, channels)
+    if found is not None:
+        return reduced(found[0], shorter_side)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _require_checksums(image, data)
@@ -85,8 +89,14 @@ def decode_whole(data: bytes, channels: int, shorter_side: int | None = None) ->
     return reduced(np.array(upright).reshape(upright.height, upright.width, channels), shorter_side)
 
 
-def _jpeg_pixels(data: bytes, channels: int) -> np.ndarray | None:
-    """Return the pixels of an upright JPEG, gray or of three colours; None for what Pillow has to decode."""
+def _jpeg_pixels(
+    data: bytes, channels: int, wanted: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[float, float]] | None:
+    """Return an upright JPEG's pixels, gray or of three colours, and its height and width in them; None: for Pillow.
+
+    Where ``wanted`` is given, a height and width, they may be reduced to no less than twice that. Where a reduced side
+    is no whole number, the last pixels are partly padding.
+    """
     try:
         height, width, components, orientation = ops.jpeg_header(data)
     except ValueError:
@@ -94,9 +104,13 @@ def _jpeg_pixels(data: bytes, channels: int) -> np.ndarray | None:
     if components not in (1, 3) or orientation != 1 or height * width > ops.MOST_PIXELS:
         return None
     try:
-        if ops.jpeg_decodes():
-            return ops.decode_jpeg(data, channels)[0].numpy()
-        return _simplejpeg_pixels(data, channels, components)
+        if not ops.jpeg_decodes():
+            pixels = _simplejpeg_pixels(data, channels, components)
+            return None if pixels is None else (pixels, (height, width))
+        times = min(height // (2 * wanted[0]), width // (2 * wanted[1])) if wanted else 1
+        eighths = next((eighths for eighths in (1, 2, 4) if 8 // eighths <= times), 8)
+        pixels = ops.decode_jpeg(data, channels, eighths=eighths)[0].numpy()
+        return pixels, (height * eighths / 8, width * eighths / 8)
     except ValueError as error:
         raise UsageError(f"cannot be decoded ({_reason(error)}); delete or replace it") from error
 
@@ -131,13 +145,15 @@ def reduced(pixels: np.ndarray, shorter_side: int | None) -> np.ndarray:
     return np.array(resized).reshape(size[1], size[0], channels)
 
 
-def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fit(pixels: np.ndarray, size: tuple[int, int], sides: tuple[float, float] | None = None) -> np.ndarray:
     """Return uint8 [height, width, 1 or 3] scaled so that it just covers ``size``, and cropped to the middle of it.
 
-    size: (height, width). Bilinear and antialiased: what ``decode`` does with the pixels of a file.
+    size: (height, width); sides: the image's own, where ``pixels`` have a part of a pixel more. Bilinear and
+    antialiased: what ``decode`` does with the pixels of a file.
     """
     wanted = (size[1], size[0])
-    box = _middle((pixels.shape[1], pixels.shape[0]), wanted)
+    height, width = sides or pixels.shape[:2]
+    box = _middle((width, height), wanted)
     resized = _image(pixels).resize(wanted, Image.Resampling.BILINEAR, box=box)
     return np.array(resized).reshape(*size, pixels.shape[2])
 

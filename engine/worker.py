@@ -53,7 +53,9 @@ def _listen(parent: socket.socket, requests: SimpleQueue[bytes | None]) -> None:
     try:
         while True:
             requests.put(receive(parent))
-    except (EOFError, OSError):
+    except (EOFError, OSError):  # the parent is gone, or wants no more
+        pass
+    finally:
         requests.put(None)
     time.sleep(GRACE)
     os._exit(1)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from io import BytesIO
 from queue import SimpleQueue
@@ -57,8 +58,10 @@ class Workers:
         self._count = count
         self._recipes: list[bytes] = []
         self._lock, self._closed = Lock(), False
+        self._ending = Lock()  # not the same: whoever asks meanwhile is told at once
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        weakref.finalize(self, _end, self._workers)
 
     def add(self, recipe: Recipe) -> int:
         """Return the number of a recipe from now on. Raises UsageError naming an augmentation that cannot be sent."""
@@ -68,30 +71,39 @@ class Workers:
     def make(self, number: int, samples: Sequence[Samples], ahead: Sequence[int], pinned: bool) -> Any:
         """Return what the maker of a recipe makes, once a worker is free.
 
-        Raises what it raises, and RunFailed if the worker has ended.
+        Raises what it raises, and RunFailed if the worker has ended or is being closed.
         """
         self.start()
         worker = self._idle.get()
         try:
             return worker.ask(number, self._recipes[number], (samples, ahead), pinned)
         finally:
-            self._idle.put(worker)  # one that has ended too: whoever is waiting for a worker is told at once
+            self._idle.put(worker)  # one that has ended too: whoever waits for a worker is told at once
 
     def start(self) -> None:
-        """Start the processes, unless they have been. Raises RunFailed if they have been closed."""
+        """Start the processes, unless they have been. Raises RunFailed if they have been closed or none can be made."""
         with self._lock:
             if self._closed:
-                raise RunFailed("data.workers=processes: the worker processes have been closed")
-            if not self._workers:
-                self._workers += [_Worker() for _ in range(self._count)]
-                weakref.finalize(self, _end, self._workers)
-                for worker in self._workers:
-                    self._idle.put(worker)
+                raise _closed()
+            if self._workers:
+                return
+            try:
+                for _ in range(self._count):
+                    self._workers.append(_Worker())
+            except OSError as error:
+                _end(self._workers)
+                raise RunFailed(
+                    f"data.workers=processes: a worker process cannot be started ({error.strerror or error}); fewer "
+                    "data.threads need fewer of them, and data.workers=threads none"
+                ) from error
+            for worker in self._workers:
+                self._idle.put(worker)
 
     def close(self) -> None:
-        """End the processes, for good; whoever waits for their work gets an exception."""
+        """End the processes, for good; they are gone at the return. Whoever waits for their work gets RunFailed."""
         with self._lock:
             self._closed = True
+        with self._ending:
             _end(self._workers)
 
 
@@ -123,13 +135,25 @@ class Elsewhere(Maker):
         self._workers.close()
 
 
+def _closed() -> RunFailed:
+    return RunFailed("data.workers=processes: the worker processes have been closed")
+
+
 class _Worker:
-    """One process, its socket and the memory it shares with this one."""
+    """One process, its socket and the memory it shares with this one; one thread at a time asks it."""
 
     def __init__(self) -> None:
-        self._channel, theirs = socket.socketpair()
-        self._file = os.memfd_create("engine-batches")
+        self._busy, self._dismissed = Lock(), False
+        with ExitStack() as opened:
+            self._file = os.memfd_create("engine-batches")
+            opened.callback(os.close, self._file)
+            self._channel, theirs = socket.socketpair()
+            opened.callback(self._channel.close)
+            self._start(theirs)
+            opened.pop_all()
         self._memory, self._known = SharedMemory(self._file), set[int]()
+
+    def _start(self, theirs: socket.socket) -> None:
         given = {
             "channel": theirs.fileno(), "memory": self._file, "keep_memory": kept_memory.kept(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -144,21 +168,29 @@ class _Worker:
 
     def ask(self, number: int, recipe: bytes, request: tuple[Any, ...], pinned: bool) -> Any:
         """Return the worker's answer; the recipe goes with the first request for it."""
-        new = number not in self._known
-        message = packed((number, recipe if new else None, *request), self._memory)
-        try:
-            send(self._channel, message)
-            message = receive(self._channel)
-        except (EOFError, OSError) as gone:
-            raise self._ended() from gone
-        answer, error = unpacked(message, self._memory, pinned)
-        if error is not None:
-            raise error
-        self._known.add(number)
-        return answer
+        with self._busy:  # until then ``end`` leaves socket and memory open
+            if self._dismissed:
+                raise _closed()
+            new = number not in self._known
+            message = packed((number, recipe if new else None, *request), self._memory)
+            try:
+                send(self._channel, message)
+                message = receive(self._channel)
+            except (EOFError, OSError) as gone:
+                raise self._ended() from gone
+            except BaseException:  # Ctrl-C, say: the answer to come is that of a request nobody waits for any more
+                self.dismiss()
+                raise
+            answer, error = unpacked(message, self._memory, pinned)
+            if error is not None:
+                raise error
+            self._known.add(number)
+            return answer
 
     def _ended(self) -> RunFailed:
-        """Return the error for a process that has ended before it was told to."""
+        """Return the error for a process whose end of the socket is closed: it died, or was told to end."""
+        if self._dismissed:
+            return _closed()
         code = self._wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         what = {
@@ -168,7 +200,8 @@ class _Worker:
         return RunFailed(f"data.workers=processes: worker process {self._process.pid} {how}{what}")
 
     def dismiss(self) -> None:
-        """Tell the process to end once it has done what it is doing."""
+        """Tell the process to end once it has done what it is doing; whoever waits for its answer waits no more."""
+        self._dismissed = True
         try:
             self._channel.shutdown(socket.SHUT_RDWR)
         except OSError:  # it is gone
@@ -177,8 +210,9 @@ class _Worker:
     def end(self) -> None:
         """Wait until the process has ended, and give back what was shared with it."""
         self._wait()
-        self._channel.close()
-        os.close(self._file)
+        with self._busy:
+            self._channel.close()
+            os.close(self._file)
 
     def _wait(self) -> int:
         """Return the exit code of a process that is about to end; one that does not is killed."""

@@ -27,7 +27,11 @@ def needed(module: str, choice: str, distribution: str = "") -> Any:
 
 
 def folder_at(root: str) -> Path:
-    """Return ``data.root`` as a path, ``~`` expanded; raises UsageError if there is no such folder."""
+    """Return ``data.root`` as a path, ``~`` expanded; raises UsageError if there is no such folder on this machine."""
+    if "://" in root:
+        raise UsageError(
+            f"data.root={root} is an address, which only data=webdataset reads: copy it to a folder, and give that"
+        )
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UsageError(f"data.root={root}: there is no such folder; give the one that holds the data")

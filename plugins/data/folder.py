@@ -37,13 +37,16 @@ class ImageFile:
 class ImageFolder(Source):
     """Gives files as they are on the disk, read when asked for; safe to ask from any number of threads.
 
-    The fingerprint covers the files' paths below ``folder``, their classes and their sizes in bytes.
+    The fingerprint covers the files' paths below ``folder``, their classes and their sizes in bytes. skipped: the files
+    left out because they are unreadable, each with the reason.
     """
 
     def __init__(
-        self, folder: Path, files: Sequence[ImageFile], classes: Sequence[str], shape: tuple[int, int, int]
+        self, folder: Path, inspected: Sequence[ImageFile], classes: Sequence[str], shape: tuple[int, int, int]
     ) -> None:
         self.classes, self.shape = tuple(classes), shape
+        self.skipped = [f"{folder / file.path} ({file.fault})" for file in inspected if file.fault]
+        files = [file for file in inspected if not file.fault]
         self._folder = folder
         self._paths = [file.path for file in files]
         self._targets = torch.tensor([file.target for file in files])
@@ -95,8 +98,9 @@ def open_folder(
         if unknown:
             raise UsageError(f"{folder} has classes that {train_folder} lacks: {listed(unknown)}; make both agree")
     targets = {name: target for target, name in enumerate(classes) if name in present}
-    files = _readable(folder, list(_inspected(folder, targets)), skip_unreadable)
-    used = {file.target for file in files}
+    files = list(_inspected(folder, targets))
+    _tell_unreadable(folder, files, skip_unreadable)
+    used = {file.target for file in files if not file.fault}
     empty = [name for name, target in targets.items() if target not in used]
     if empty:
         raise UsageError(
@@ -106,7 +110,7 @@ def open_folder(
     return ImageFolder(folder, files, classes, shape)
 
 
-def _readable(folder: Path, files: Sequence[ImageFile], skip: bool) -> list[ImageFile]:
+def _tell_unreadable(folder: Path, files: Sequence[ImageFile], skip: bool) -> None:
     unreadable = [f"{file.path} ({file.fault})" for file in files if file.fault]
     if unreadable and not skip:
         raise UsageError(
@@ -115,7 +119,6 @@ def _readable(folder: Path, files: Sequence[ImageFile], skip: bool) -> list[Imag
         )
     for name in unreadable:
         tell(f"skipping {folder}{os.sep}{name}")
-    return [file for file in files if not file.fault]
 
 
 def _split_folder(base: Path, split: str, names: Sequence[str]) -> Path:

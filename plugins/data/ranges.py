@@ -142,6 +142,8 @@ def reason(error: BaseException) -> str:
     """Return why an operation failed, in one line, whatever library said so."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, FileNotFoundError):  # fsspec's, which say no more than the path
+        return "there is no such file"
     first = error.args[0] if error.args and isinstance(error.args[0], bytes) else None
     text = first.decode("utf-8", "replace") if first is not None else one_line(Exception(str(error)))
     return text or type(error).__name__

@@ -43,7 +43,7 @@ class Pack(Job):
         None, "reduce larger images so that their shorter side has so many pixels; null: full size", at_least=1
     )
     splits: list[str] = option(["train", "test"], "which splits to pack")
-    skip_unreadable: bool = option(False, "leave out images that cannot be decoded, naming them")
+    skip_unreadable: bool = option(False, "leave out what is no image or cannot be decoded, naming it")
     shard_size: int = option(256, "MiB of a data file, about", at_least=1)
     threads: int | None = option(None, "threads that decode; null: one for each core", at_least=1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from engine import Session, UsageError
 from engine.folder import claim
@@ -15,6 +16,8 @@ from .telling import Progress, listed, say
 
 if TYPE_CHECKING:
     from . import Pack
+
+SKIP = "skip_unreadable"  # the job's option, and that of data which refuses unreadable files when it is opened
 
 
 def pack(session: Session) -> None:
@@ -31,7 +34,11 @@ def pack(session: Session) -> None:
             f"shorter_side={job.shorter_side} reduces pixels, and content=encoded keeps files as they are: leave out "
             "one of them"
         )
-    sources = {split: session.options.data.build(split) for split in job.splits}
+    data = session.options.data
+    if job.skip_unreadable and hasattr(data, SKIP):  # what a source finds when it is opened is no other matter
+        skipping: dict[str, Any] = {SKIP: True}
+        data = replace(data, **skipping)
+    sources = {split: data.build(split) for split in job.splits}
     recipe = Recipe(job.content, job.shorter_side)
     for source in sources.values():
         recipe.bytes_each(source)  # what cannot be packed is refused before anything is written
@@ -42,7 +49,7 @@ def pack(session: Session) -> None:
                 print(f"{session.out / split}: packed already, nothing to do")
                 continue
             meta = _packed(packing, threads_of(job.threads), job.skip_unreadable, bar=not session.sweep)
-            for fault in meta.skipped:
+            for fault in meta.skipped[len(packing.refused) :]:  # the source has told of those before
                 say(f"skipped {fault}")
             print(f"{session.out / split}: {_summary(meta)}", flush=True)
 

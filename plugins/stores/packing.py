@@ -163,8 +163,13 @@ class Packing:
             path.unlink(missing_ok=True)  # leaves room for whoever goes on
             raise
 
+    @property
+    def refused(self) -> list[str]:
+        """What the source itself left out when it was opened, each with the reason, where it keeps a list of it."""
+        return list(getattr(self.source, "skipped", ()))
+
     def faults(self) -> list[str]:
-        """Return the images that were left out, each with the reason."""
+        """Return the source's images that were left out, each with the reason."""
         return [fault for number in self.finished() for fault in _unpacked(self._part(number))["faults"].tolist()]
 
     def commit(self) -> layout.Meta:
@@ -210,7 +215,7 @@ class Packing:
                     self.recipe.content, self.source.shape, self.source.classes, files
                 ),
                 colour=colour.facts(),
-                skipped=self.faults(),
+                skipped=[*self.refused, *self.faults()],
                 plan=self.plan,
             )  # fmt: skip
             layout.put(self.folder / layout.META, meta.text().encode())

@@ -72,18 +72,25 @@ def _in_shard(
 ) -> list[str]:
     """Return what is wrong with a data file; with its records too, if it is known where they are."""
     path = folder / layout.shard_name(number)
-    facts = meta.files[path.name]
+    facts, records = meta.files[path.name], range(0)
+    if index is not None:
+        records = range(int(index.firsts[number]), int(index.firsts[number + 1]))
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return [f"{path} cannot be opened ({error.strerror}); {layout.remedy(error)}"]
-    found = []
+        advance(len(records))
+        return [f"{path} cannot be opened ({error.strerror}){_lost(records)}; {layout.remedy(error)}"]
+    found, whole, end = [], records, facts["bytes"]
     try:
-        layout.require_length(path, facts["bytes"], os.fstat(file).st_size)
-    except UsageError as error:
-        found.append(str(error))
-    try:
-        digest, damaged = _read_through(file, facts["bytes"], index, number, advance)
+        length = os.fstat(file).st_size
+        if length > end:
+            found.append(f"{path} has {length} bytes instead of {end}: it is altered; {layout.REPAIR}")
+        if length < end:
+            whole, end = _whole(index, records, length)
+            lost = _lost(records[len(whole) :])
+            found.append(f"{path} ends after {length} of {facts['bytes']} bytes{lost}; {layout.REPAIR}")
+            advance(len(records) - len(whole))
+        digest, damaged = _read_through(file, end, index, whole, advance)
     except UsageError as error:
         return [*found, str(error)]
     finally:
@@ -96,23 +103,41 @@ def _in_shard(
     return found
 
 
+def _whole(index: layout.Index | None, records: range, length: int) -> tuple[range, int]:
+    """Return which records are in the first ``length`` bytes of their data file, and where the last of them ends."""
+    if index is None:
+        return records, 0
+    ends = index.offsets[records.start : records.stop + 1] - index.offsets[records.start]
+    count = int(np.searchsorted(ends, length, side="right")) - 1
+    return records[:count], int(ends[count])
+
+
+def _lost(records: range) -> str:
+    """Return in words that records are lost; nothing if there are none, or none are known."""
+    if len(records) < 2:
+        return f": record {records.start} is lost" if records else ""
+    return f": records {records.start} to {records.stop - 1} are lost"
+
+
 def _read_through(
-    file: int, size: int, index: layout.Index | None, number: int, advance: Callable[[int], None]
+    file: int, size: int, index: layout.Index | None, records: range, advance: Callable[[int], None]
 ) -> tuple[str, list[int]]:
-    """Return the SHA-256 of a file's first ``size`` bytes, as far as they are there, and its damaged records."""
-    first, last = (0, 0) if index is None else (int(index.firsts[number]), int(index.firsts[number + 1]))
+    """Return the SHA-256 of a file's first ``size`` bytes, and the damaged ones among the records that fill them.
+
+    Raises UsageError if they are there no more, or the disk fails.
+    """
     damaged: list[int] = []
-    digest, row, offset = hashlib.sha256(), first, 0
+    digest, row, offset = hashlib.sha256(), records.start, 0
     while offset < size:
         end, after = min(size, offset + layout.BLOCK), row
         if index is not None:  # whole records, one at least
-            base = int(index.offsets[first])
-            after = int(np.searchsorted(index.offsets[row : last + 1], base + end, side="right")) - 1 + row
-            after = min(last, max(row + 1, after))
+            base = int(index.offsets[records.start])
+            after = int(np.searchsorted(index.offsets[row : records.stop + 1], base + end, side="right")) - 1 + row
+            after = min(records.stop, max(row + 1, after))
             end = int(index.offsets[after]) - base
         data = np.empty(end - offset, np.uint8)
         if not read_fully(file, data, offset):
-            return "", [*damaged, *range(row, after)]
+            raise UsageError(f"{os.readlink(f'/proc/self/fd/{file}')} was truncated while it was read; {layout.REPAIR}")
         digest.update(layout.view(data))
         if index is not None:
             damaged += [r for r in range(row, after) if _checksum(data, index, row, r) != index.checksums[r]]

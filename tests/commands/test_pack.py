@@ -147,6 +147,26 @@ def test_files_that_are_no_images_are_the_sources_to_refuse(engine, tmp_path, ph
     assert engine("pack", "data=folder", "data.root=photos", "data.skip_unreadable=true", "out=store")[0] == 0
 
 
+def test_one_option_leaves_out_what_is_no_image_and_what_cannot_be_decoded(engine, tmp_path, photos):
+    cut, page = photos / "train" / "cat" / "0.jpg", photos / "train" / "dog" / "page.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    page.write_text("<html>404</html>")
+    words = ("pack", "data=folder", "data.root=photos", "out=store")
+    assert engine(*words)[0] == 2
+    code, out, err = engine(*words, "skip_unreadable=true")
+    assert code == 0
+    assert f"skipping {page.relative_to(tmp_path)} (not a JPEG or PNG)" in err
+    assert f"skipped {cut.relative_to(tmp_path)} (cannot be decoded" in err
+    assert len(err.splitlines()) == 2  # each once
+    assert "store/train: 11 images in 1 data file" in out
+    assert "2 unreadable left out" in out
+    kept = json.loads((tmp_path / "store" / "train" / "meta.json").read_text())["skipped"]
+    assert [line.partition(" (")[0] for line in kept] == [str(path.relative_to(tmp_path)) for path in (page, cut)]
+    code, out, _ = engine(*words, "skip_unreadable=true")
+    assert (code, out.count("packed already, nothing to do")) == (0, 2)
+    assert engine("pack", "data=digits", "out=digits", "splits=[test]", "skip_unreadable=true")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from engine import Records, UsageError, uniform
-from engine.interfaces import Augmentation, Source
+from engine.interfaces import Augmentation, Pictures, Source
 from engine.plugins.augment import Flip, Normalize, PadCrop
 
 SIDE = 8
@@ -51,6 +53,40 @@ class Noise(Source):
 
     def name_of(self, index: int) -> str:
         return f"photo_{index}.jpg"
+
+
+class Files(Noise):
+    """The same images as PNG files' bytes."""
+
+    def records(self, indices: Sequence[int]) -> Records:
+        found = super().records(indices)
+        return Records("encoded", [_png(image) for image in found.images], found.targets)
+
+
+class Pixels(Noise):
+    """The same images where they are in memory; a request with a bad one among them is refused."""
+
+    def pictures(self, indices: torch.Tensor) -> tuple[Pictures, torch.Tensor]:
+        found = super().records(indices.tolist())
+        return Pictures.of_pixels(found.images), found.targets
+
+
+class Slow(Noise):
+    """Waits in each request until as many threads as expected have asked for something."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.wanted = threading.Event()
+
+    def records(self, indices) -> Records:
+        assert self.wanted.wait(60)
+        return super().records(indices)
+
+
+def _png(image: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 class Spin(Augmentation):
@@ -127,6 +163,20 @@ class Telling(Augmentation):
     def apply(self, images, targets, parameters):
         (self.folder / str(os.getpid())).touch()
         time.sleep(self.seconds)
+        return images, targets
+
+
+class Held(Augmentation):
+    """Tells a pipe that a process has begun with a batch, and goes on once there is a byte in another one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def apply(self, images, targets, parameters):
+        with (self.folder / "begun").open("wb", buffering=0) as begun:
+            begun.write(f"{os.getpid():8}".encode())
+        with (self.folder / "go").open("rb", buffering=0) as go:
+            assert go.read(1) == b"."
         return images, targets
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading_parts import Noise, augmentations
+from loading_parts import Files, Noise, Slow, augmentations
 
-from engine import Key, Records, UsageError
+from engine import Key, UsageError
 from engine.blocks import BlockSource
 from engine.interfaces import Pictures, Source
 from engine.loader import Layout, Loader, Position
@@ -23,26 +22,6 @@ from engine.pictures import ADDRESS, BYTES, CHECKSUM, FILE, OFFSET
 from engine.testing import check_source
 
 LAYOUT = Layout(torch.device("cpu"))
-
-
-class Files(Noise):
-    """The same images as files' bytes."""
-
-    def records(self, indices) -> Records:
-        found = super().records(indices)
-        return Records("encoded", [image.numpy().tobytes() for image in found.images], found.targets)
-
-
-class Slow(Noise):
-    """Waits in each request until as many threads as expected have asked for something."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.wanted = threading.Event()
-
-    def records(self, indices) -> Records:
-        assert self.wanted.wait(60)
-        return super().records(indices)
 
 
 def loader(source: Source, **settings) -> Loader:
@@ -134,29 +113,6 @@ def test_threads_that_ask_at_once_have_a_block_read_once():
         for index, future in enumerate(asked):
             assert torch.equal(future.result().images, inner.images[[index, 63 - index]])
     assert sorted(map(len, inner.requests)) == [32, 32]
-
-
-def test_a_failure_reaches_all_who_wait_and_is_not_kept():
-    inner = Slow(64)
-    inner.bad = 40
-    source = BlockSource(inner, 32, keep=4)
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(source.records, [32 + index]) for index in range(4)]
-        inner.wanted.set()
-        for future in asked:
-            with pytest.raises(UsageError, match=r"photo_40\.jpg"):
-                future.result()
-    inner.bad = -1
-    assert torch.equal(source.records([33]).images, inner.images[[33]])
-
-
-def test_a_failure_ahead_is_told_when_the_block_is_asked_for():
-    inner = Noise(64, bad=40)
-    source = BlockSource(inner, 32, keep=4)
-    source.ahead([1])
-    with pytest.raises(UsageError, match=r"photo_40\.jpg"):
-        source.records([33])
-    assert torch.equal(source.records([3]).images, inner.images[[3]])
 
 
 def test_no_more_blocks_are_kept_than_was_said_and_none_that_is_used_up():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from engine import UsageError
+from engine import UsageError, ops
 from engine.decode import decode, decode_whole, fault_of, fit, reduced
 
 ORIENTATION = 0x0112
@@ -178,6 +178,33 @@ def test_a_large_jpeg_reduced_while_decoding_stays_close_to_the_full_decode():
     full = ImageOps.fit(Image.open(io.BytesIO(data)).convert("RGB"), (48, 48), Image.Resampling.BILINEAR)
     difference = decoded(data, 3, 48, 48).astype(int) - np.asarray(full)
     assert np.abs(difference).max() <= 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(333, 517), (801, 402), (97, 203), (1000, 1000)])
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGB", 1), ("L", 1), ("L", 3)])
+def test_a_jpeg_is_reduced_as_pillow_reduces_it(height, width, mode, channels):
+    """By the decoder of batches, which is not Pillow's: the same sizes, and the same part of a last pixel left out."""
+    data = packed(Image.fromarray(smooth(height, width)).convert(mode), "JPEG", quality=90)
+    for size in (24, 48, 101):
+        with Image.open(io.BytesIO(data)) as image:
+            _, (_, _, across, down) = image.draft(None, (2 * size, 2 * size)) or (None, (0, 0, *image.size))
+            colours = image.convert("L" if channels == 1 else "RGB")
+        side = min(across, down)
+        left, top = (across - side) / 2, (down - side) / 2
+        box = (left, top, left + side, top + side)
+        expected = np.asarray(colours.resize((size, size), Image.Resampling.BILINEAR, box=box)).astype(int)
+        apart = np.abs(decoded(data, channels, size, size) - expected)
+        assert apart.max() <= (1 if ops.jpeg_decodes() else 4)  # without that decoder, reduced from all pixels
+
+
+def test_a_jpeg_that_a_decoder_would_make_up_a_part_of_is_refused():
+    """Its end is lost and the mark of the end is there: Pillow fills in gray and says nothing, batches are refused."""
+    data = packed(Image.fromarray(noise(64, 64)), "JPEG")
+    cut = data[: len(data) // 2] + b"\xff\xd9"
+    assert Image.open(io.BytesIO(cut)).convert("RGB").size == (64, 64)
+    for side in (8, 64, 100):
+        with pytest.raises(UsageError, match=r"^cannot be decoded \(.*[Pp]remature end.*\); delete or replace it$"):
+            decode(cut, (3, side, side))
 
 
 def test_a_camera_file_of_several_pictures_gives_the_first():

@@ -65,3 +65,8 @@ def test_one_file_or_folder(tmp_path):
     assert one_of(str(tmp_path), "test", names_of("test", "train", None), endings) == tmp_path / "val.hdf5"
     with pytest.raises(UsageError, match="there is no such folder"):
         one_of(str(tmp_path / "absent"), "train", ("train",), endings)
+
+
+def test_an_address_is_refused_by_all_that_read_files_of_this_machine():
+    with pytest.raises(UsageError, match=r"^data\.root=s3://photos/set is an address, which only data=webdataset"):
+        LocalFolder("s3://photos/set")
