@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -31,6 +32,15 @@ T* at(std::uintptr_t address) {
 
 void philox(uint64_t key, std::uintptr_t samples, int64_t n, int64_t blocks, std::uintptr_t out) {
     check(engine::philox(key, at<const int64_t>(samples), n, blocks, at<int64_t>(out)));
+}
+
+void uniform(uint64_t key, std::uintptr_t samples, int64_t n, int64_t draws, std::uintptr_t out) {
+    constexpr int64_t few = 1 << 14;  // so few that nobody else would have begun meanwhile
+    std::optional<py::gil_scoped_release> released;
+    if (n > few || draws > few || n * draws > few) released.emplace();
+    const char* reason = engine::uniform(key, at<const int64_t>(samples), n, draws, at<float>(out));
+    released.reset();
+    check(reason);
 }
 
 // Convolution. Whatever passes these checks computes, if the addresses are good: that is for engine.ops to see to.
@@ -175,6 +185,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("build_facts", &build_facts);
     module.def("philox", &philox, py::arg("key"), py::arg("samples"), py::arg("n"), py::arg("blocks"),
                py::arg("out"), py::call_guard<py::gil_scoped_release>());
+    module.def("uniform", &uniform, py::arg("key"), py::arg("samples"), py::arg("n"), py::arg("draws"), py::arg("out"));
     module.def("instruction_sets", &instruction_sets, "(name, whether this machine has it), the best first");
     py::class_<Convolution>(module, "Convolution")
         .def(py::init<const std::string&, const std::string&>(), py::arg("instruction_set"), py::arg("algorithm"))

@@ -46,7 +46,7 @@ class Plan:
         self._mirrors = False
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return self._count
 
     @property
     def sizes(self) -> Tensor:
@@ -55,11 +55,11 @@ class Plan:
 
     @sizes.setter
     def sizes(self, sizes: Tensor) -> None:
-        self._sizes = sizes
+        self._sizes, self._count = sizes, len(sizes)
         self._shape: tuple[int, int, int] | None = None
         array = sizes.numpy()
         if len(array) and (array == array[0]).all():
-            self._shape = (self.channels, int(array[0, 0]), int(array[0, 1]))
+            self._shape = (self.channels, *array[0].tolist())
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -96,15 +96,16 @@ class Plan:
         them follows from that. An augmentation says so, because what happens to a sample must not depend on the windows
         of others; where it is not said, these windows decide. Raises ValueError for windows that are otherwise.
         """
-        crops, over = _are_crops(boxes, sizes), self._over(boxes)
         if crop is None and not reflect and self._still(boxes, sizes):
             return True
-        crop = crops if crop is None else crop
-        reaches = over if reaches is None else reaches
-        if (crop and not crops) or (over and not reaches):
+        crops = crop is not False and _are_crops(boxes, sizes)
+        over = reaches is not True and self._over(boxes)
+        if (crop and not crops) or (reaches is False and over):
             raise ValueError(
                 "windows that are crops have whole numbers and their own size, and these stay in the image"
             )
+        crop = crops if crop is None else crop
+        reaches = over if reaches is None else reaches
         again = self._resized or self._bordered
         if self.kinds or self.boxes or self.reflected or ((again or reaches) and not crop):
             return False
@@ -126,8 +127,8 @@ class Plan:
             raise ValueError(f"there are {len(self)} images to mirror or not, not {list(chosen.shape)}")
         self._mirrors = True
         self.mirrored = self.mirrored ^ chosen
-        width = self.sizes[:, 1].int()
         for box in self.boxes:
+            width = self.sizes[:, 1].int()
             left, right = box[:, 1].clone(), box[:, 3].clone()
             box[:, 1] = torch.where(chosen, width - right, left)
             box[:, 3] = torch.where(chosen, width - left, right)
@@ -141,7 +142,11 @@ class Plan:
         After a box only AFFINE for all images can be done.
         """
         after_box = not isinstance(kinds, int) or kinds != AFFINE or clip
-        kinds = torch.as_tensor(kinds, dtype=torch.int32).expand(len(self)).clone()
+        added = CLIPPED if clip else 0
+        if isinstance(kinds, int):
+            kinds = torch.full((len(self),), kinds + added, dtype=torch.int32)
+        else:
+            kinds = kinds.int() + added
         table = factors.float()
         if factors.ndim == 1:
             table = torch.zeros(len(self), 12)
@@ -150,7 +155,7 @@ class Plan:
             if after_box:
                 return False
             self.values = [_affine(table, value) for value in self.values]
-        self.kinds.append(kinds + CLIPPED if clip else kinds)
+        self.kinds.append(kinds)
         self.factors.append(table)
         return True
 
@@ -162,16 +167,17 @@ class Plan:
         values = values.float()
         if not self.kinds:  # bytes still
             values = (values * 255).round() / 255
-        limits = np.tile(self.sizes.numpy(), 2)
-        inside = np.minimum(np.maximum(boxes.numpy(), 0), limits)
-        self.boxes.append(torch.from_numpy(inside.astype(np.int32)))
-        self.values.append(values.expand(len(self), self.channels).clone())
+        corners = np.maximum(boxes.numpy().reshape(-1, 2, 2), 0)
+        inside = np.minimum(corners, self.sizes.numpy()[:, None]).astype(np.int32)
+        self.boxes.append(torch.from_numpy(inside.reshape(-1, 4)))
+        self.values.append(values.expand(len(self), self.channels))
         return True
 
     def _crop(self, starts: Tensor, sizes: Tensor, reflect: bool) -> None:
         """Take mere crops of images that are neither resized nor bordered: what ``_resample`` does, in fewer steps."""
         # numpy, which takes a third of the time that torch takes for arrays of this size.
-        axes, old, new, begin = self.axes.numpy(), self.sizes.numpy(), sizes.numpy(), starts.numpy()
+        axes, old, begin = self.axes.numpy(), self.sizes.numpy(), starts.numpy()
+        new = old if sizes is self.sizes else sizes.numpy()
         if self._mirrors:
             begin = begin.copy()
             begin[:, 1] = np.where(self.mirrored.numpy(), old[:, 1] - begin[:, 1] - new[:, 1], begin[:, 1])
@@ -184,7 +190,8 @@ class Plan:
             axes[:, :, LOW] = np.minimum(np.maximum(-begin, 0), new)
             axes[:, :, HIGH] = np.minimum(np.maximum(old - begin, 0), new)
         axes[:, :, ORIGIN] += begin
-        self.sizes = sizes
+        if new is not old:
+            self.sizes = sizes
 
     def _resample(self, boxes: Tensor, sizes: Tensor, beyond: bool) -> None:
         axes, old = self.axes.clone(), self.sizes.double()
@@ -201,7 +208,8 @@ class Plan:
     def _over(self, boxes: Tensor) -> bool:
         """Return whether a window reaches over its image, by more than rounding where it is computed."""
         slack = ROUNDING if boxes.is_floating_point() else 0
-        starts, ends = boxes.numpy()[:, :2], boxes.numpy()[:, :2] + boxes.numpy()[:, 2:]
+        array = boxes.numpy()
+        starts, ends = array[:, :2], array[:, :2] + array[:, 2:]
         return bool((starts < -slack).any() or (ends > self.sizes.numpy() + slack).any())
 
     def _still(self, boxes: Tensor, sizes: Tensor) -> bool:
@@ -229,8 +237,9 @@ class Plan:
 
 def _are_crops(boxes: Tensor, sizes: Tensor) -> bool:
     """Return whether all windows are of whole numbers and keep their size."""
-    same = bool((boxes[:, 2:] == sizes).all())
-    return same and not (boxes.is_floating_point() and bool((boxes[:, :2] != boxes[:, :2].round()).any()))
+    array = boxes.numpy()
+    same = bool((array[:, 2:] == sizes.numpy()).all())
+    return same and not (boxes.is_floating_point() and bool((array[:, :2] != array[:, :2].round()).any()))
 
 
 def _affine(factors: Tensor, values: Tensor) -> Tensor:

@@ -167,9 +167,9 @@ def require_classes(source: Source, indices: Sequence[int] | Tensor, targets: Te
     # Here the targets are in the host's memory still; on a GPU a wrong one would be an assertion in some later kernel.
     if not source.classes or targets.is_floating_point() or len(targets) == 0:
         return
-    wrong = (targets < 0) | (targets >= len(source.classes))
-    if wrong.any():
-        place = int(wrong.nonzero()[0])
+    numbers = targets.numpy()
+    if numbers.min() < 0 or numbers.max() >= len(source.classes):
+        place = int(((numbers < 0) | (numbers >= len(source.classes))).argmax())
         raise UsageError(
             f"{source.name_of(int(indices[place]))} is of class {int(targets[place])}, but the classes are 0 to "
             f"{len(source.classes) - 1}"

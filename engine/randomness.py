@@ -47,8 +47,7 @@ def uniform(key: Key, samples: Tensor, draws: int) -> Tensor:
 
     samples: int64 [n], not negative. Values are multiples of 2^-24, from Philox4x32-10 (Salmon et al. 2011).
     """
-    words = ops.philox(key.value, samples, (draws + 3) // 4)
-    return (words[:, :draws] >> 8).to(torch.float32) * 2.0**-24
+    return ops.uniform(key.value, samples, draws)
 
 
 def permutation(key: Key, length: int) -> Tensor:

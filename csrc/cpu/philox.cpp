@@ -31,9 +31,9 @@ void encrypt(Counters& counters, uint64_t key) {
     }
 }
 
-}  // namespace
-
-const char* philox(uint64_t key, const int64_t* samples, int64_t n, int64_t blocks, int64_t* out) noexcept {
+// Calls put(sample, block, words) with the four words of every block.
+template <typename Put>
+const char* for_all(uint64_t key, const int64_t* samples, int64_t n, int64_t blocks, Put put) {
     if (n < 0) return "philox: the number of samples is negative";
     if (blocks < 0 || blocks > int64_t{1} << 32) return "philox: blocks must be from 0 to 2^32";
     Counters counters{};
@@ -49,12 +49,33 @@ const char* philox(uint64_t key, const int64_t* samples, int64_t n, int64_t bloc
             }
             encrypt(counters, key);
             for (int lane = 0; lane < lanes; ++lane) {
-                int64_t* row = out + ((first + lane) * blocks + block) * 4;
-                for (int word = 0; word < 4; ++word) row[word] = counters.word[word][lane];
+                const uint32_t words[4] = {counters.word[0][lane], counters.word[1][lane], counters.word[2][lane],
+                                           counters.word[3][lane]};
+                put(first + lane, block, words);
             }
         }
     }
     return nullptr;
+}
+
+}  // namespace
+
+const char* philox(uint64_t key, const int64_t* samples, int64_t n, int64_t blocks, int64_t* out) noexcept {
+    return for_all(key, samples, n, blocks, [=](int64_t sample, int64_t block, const uint32_t* words) {
+        int64_t* row = out + (sample * blocks + block) * 4;
+        for (int word = 0; word < 4; ++word) row[word] = words[word];
+    });
+}
+
+const char* uniform(uint64_t key, const int64_t* samples, int64_t n, int64_t draws, float* out) noexcept {
+    if (draws < 0) return "uniform: the number of draws is negative";
+    const int64_t blocks = draws / 4 + (draws % 4 != 0);
+    return for_all(key, samples, n, blocks, [=](int64_t sample, int64_t block, const uint32_t* words) {
+        const int64_t left = draws - 4 * block;
+        float* row = out + sample * draws + 4 * block;
+        for (int word = 0; word < (left < 4 ? left : 4); ++word)
+            row[word] = static_cast<float>(words[word] >> 8) * 0x1p-24f;
+    });
 }
 
 }  // namespace engine

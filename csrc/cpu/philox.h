@@ -11,4 +11,8 @@ namespace engine {
 // Returns null, or why it did nothing.
 const char* philox(uint64_t key, const int64_t* samples, int64_t n, int64_t blocks, int64_t* out) noexcept;
 
+// Fills out[n][draws] with numbers of [0, 1): the upper 24 bits of the first `draws` words of row i, times 2^-24.
+// Returns null, or why it did nothing.
+const char* uniform(uint64_t key, const int64_t* samples, int64_t n, int64_t draws, float* out) noexcept;
+
 }  // namespace engine

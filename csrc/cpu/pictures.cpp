@@ -11,6 +11,7 @@
 #include "dispatch.h"
 #include "images/image_transform.h"
 #include "jpeg.h"
+#include "picture_mistakes.h"
 
 namespace engine {
 
@@ -28,8 +29,6 @@ extern const ImageTransform image_transform;
 
 namespace {
 
-constexpr int64_t kMostBytes = int64_t{1} << 40;
-constexpr int64_t kMostPixels = int64_t{1} << 20;  // of an axis, in or out: what it is made of fits in 32 bits
 constexpr int64_t kMostKept = int64_t{64} << 20;   // bytes that a thread keeps for its next call
 
 const ImageTransform* transform_of(const char* isa) {
@@ -94,65 +93,6 @@ PictureFault fault(PictureFault::Kind kind, const char* reason) {
 
 PictureFault refused(const char* reason) { return fault(PictureFault::kRefused, reason); }
 
-bool whole(double number) { return std::floor(number) == number; }  // false for what is no number
-
-// Why what the axis says of an image's `size` pixels and `places` of the output cannot be done, or null.
-const char* mistake(const Axis& axis, int64_t size, int64_t places, bool is_reflected) {
-    const double most = static_cast<double>(kMostPixels);
-    if (!(std::fabs(axis.origin) <= 64 * most) || !(axis.scale > 0) || !(axis.scale <= most))
-        return "an axis's origin or scale is out of range";
-    if (!whole(axis.first) || !whole(axis.last) || axis.first < 0 || axis.last < axis.first ||
-        axis.last > static_cast<double>(size))
-        return "an axis reads beyond the image";
-    const bool exact = axis.scale == 1 && whole(axis.origin);
-    if (is_reflected) return exact && axis.first < axis.last ? nullptr : "a reflected image cannot be resized";
-    if (!whole(axis.low) || !whole(axis.high) || axis.low < 0 || axis.high < axis.low ||
-        axis.high > static_cast<double>(places))
-        return "an axis shows more than the output has";
-    if (axis.low == axis.high) return nullptr;
-    if (exact && (axis.origin + axis.low < axis.first || axis.origin + axis.high > axis.last))
-        return "an axis shows pixels that it does not read";
-    // A quarter of a pixel for rounding: some pixel is then near enough to have a weight.
-    if (axis.origin + (axis.low + 0.5) * axis.scale < axis.first - 0.25 ||
-        axis.origin + (axis.high - 0.5) * axis.scale > axis.last + 0.25 || axis.first == axis.last)
-        return "an axis shows places outside of the pixels that it reads";
-    return nullptr;
-}
-
-const char* mistake(const ImagePass& pass) {
-    if (pass.images < 0 || pass.changes < 0 || pass.boxes < 0 || pass.changes > 4096)
-        return "the pass has a negative number of images, changes or boxes";
-    if (pass.channels != 1 && pass.channels != 3) return "images have 1 or 3 channels";
-    if (pass.height < 1 || pass.width < 1 || pass.height > kMostPixels || pass.width > kMostPixels)
-        return "the output's height and width must be from 1 to 2^20";
-    if (pass.output < kBytes || pass.output > kBFloat16) return "the output is bytes, float32 or bfloat16";
-    if (pass.border != kFilled && pass.border != kReflected) return "a border is filled or reflected";
-    if (pass.output == kBytes && pass.changes > 0) return "colours are changed in floats, not in bytes";
-    for (float value : pass.fill)
-        if (!(value >= 0 && value <= 255)) return "a border's colour is from 0 to 255";
-    return nullptr;
-}
-
-const char* mistake(const Picture& picture, const ImagePass& pass, int64_t image) {
-    if (picture.height < 1 || picture.width < 1 || picture.height > kMostPixels || picture.width > kMostPixels)
-        return "an image's height and width must be from 1 to 2^20";
-    if (picture.encoding < kInterleaved || picture.encoding > kJpeg) return "the encoding is unknown";
-    if (picture.bytes < 0 || picture.offset < 0) return "the record's size or offset is negative";
-    if (picture.bytes > kMostBytes) return "the record is too large";
-    if (picture.address == 0 && (picture.file < 0 || picture.file > INT32_MAX)) return "the descriptor is none";
-    if (picture.encoding != kJpeg && picture.height * picture.width * pass.channels != picture.bytes)
-        return "the record does not have as many bytes as the image has pixels";
-    const bool is_reflected = pass.border == kReflected;
-    const Axis* axes = pass.axes + 2 * image;
-    if (const char* reason = mistake(axes[0], picture.height, pass.height, is_reflected)) return reason;
-    if (const char* reason = mistake(axes[1], picture.width, pass.width, is_reflected)) return reason;
-    for (int64_t change = 0; change < pass.changes; ++change) {
-        const int32_t kind = pass.kinds[image * pass.changes + change] & ~kClipped;
-        if (kind < kNothing || kind > kHue) return "the change of colour is unknown";
-    }
-    return nullptr;
-}
-
 // Whole numbers [first, last) of pixels.
 struct Range {
     int64_t first, last;
@@ -184,6 +124,15 @@ Axis decoded(Axis axis, int64_t eighths, int64_t begin, int64_t count) {
     return axis;
 }
 
+// Has the processor fetch a small image that will be wanted soon: pictures are at random places of the memory.
+void ask_for(const Picture& picture) {
+    constexpr int64_t kLine = 64, kMost = 4096;
+    if (picture.address == 0 || picture.bytes > kMost) return;
+    const auto first = static_cast<uintptr_t>(picture.address);
+    for (int64_t at = 0; at < picture.bytes; at += kLine)
+        __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(at)));
+}
+
 // One call's work: pictures one after the other.
 class Work {
 public:
@@ -191,23 +140,15 @@ public:
          ThreadMemory& memory)
         : transform_(transform), pass_(pass), scaled_(scaled), out_(out), times_(times), memory_(memory) {}
 
-    PictureFault take(const Picture& picture, int64_t image) {
-        if (const char* reason = mistake(picture, pass_, image)) return refused(reason);
-        const int64_t begun = now();
-        const uint8_t* data = reinterpret_cast<const uint8_t*>(picture.address);
-        PictureFault wrong{};
-        if (!data) wrong = read(picture, image, data);
-        if (wrong.kind == PictureFault::kNone && picture.checksum >= 0 &&
-            static_cast<int64_t>(crc32c(data, picture.bytes)) != picture.checksum)
-            wrong.kind = PictureFault::kChecksum;
-        times_.read += now() - begun;
-        if (wrong.kind != PictureFault::kNone) return wrong;
-        const Axis* axes = pass_.axes + 2 * image;
-        if (picture.encoding == kJpeg) return decode(picture, data, axes, image);
-        const int64_t channels = picture.encoding == kPlanar ? 1 : pass_.channels;
-        const Pixels pixels{data, channels * picture.width, channels,
-                            picture.encoding == kPlanar ? picture.height * picture.width : 1};
-        return transform(axes, pixels, image);
+    // All pictures, up to the first fault.
+    PictureFault take(const Picture* pictures) {
+        for (int64_t image = 0; image < pass_.images; ++image) {
+            if (image + 1 < pass_.images) ask_for(pictures[image + 1]);
+            PictureFault wrong = take(pictures[image], image);
+            wrong.picture = image;
+            if (wrong.kind != PictureFault::kNone) return wrong;
+        }
+        return {};
     }
 
 private:
@@ -218,8 +159,35 @@ private:
     PictureTimes& times_;
     ThreadMemory& memory_;
 
-    // Reads a record from its file: all of it, or if it is pixels and not checked, the rows that are needed.
+    PictureFault take(const Picture& picture, int64_t image) {
+        if (const char* reason = mistake(picture, pass_, image)) return refused(reason);
+        const uint8_t* data = reinterpret_cast<const uint8_t*>(picture.address);
+        if (!data || picture.checksum >= 0) {
+            const int64_t begun = now();
+            const PictureFault wrong = read(picture, image, data);
+            times_.read += now() - begun;
+            if (wrong.kind != PictureFault::kNone) return wrong;
+        }
+        const Axis* axes = pass_.axes + 2 * image;
+        if (picture.encoding == kJpeg) return decode(picture, data, axes, image);
+        const int64_t channels = picture.encoding == kPlanar ? 1 : pass_.channels;
+        const Pixels pixels{data, channels * picture.width, channels,
+                            picture.encoding == kPlanar ? picture.height * picture.width : 1};
+        return transform(axes, pixels, image);
+    }
+
+    // Reads and checks a record.
     PictureFault read(const Picture& picture, int64_t image, const uint8_t*& data) {
+        PictureFault wrong{};
+        if (!data) wrong = read_file(picture, image, data);
+        if (wrong.kind == PictureFault::kNone && picture.checksum >= 0 &&
+            static_cast<int64_t>(crc32c(data, picture.bytes)) != picture.checksum)
+            wrong.kind = PictureFault::kChecksum;
+        return wrong;
+    }
+
+    // From its file: all of it, or if it is pixels and not checked, the rows that are needed.
+    PictureFault read_file(const Picture& picture, int64_t image, const uint8_t*& data) {
         auto* to = static_cast<uint8_t*>(memory_.read.take(picture.bytes + 1));
         if (!to) return refused("there is not enough memory to read it");
         data = to;
@@ -277,7 +245,6 @@ private:
     }
 
     PictureFault transform(const Axis* axes, const Pixels& pixels, int64_t image) {
-        const int64_t begun = now();
         const auto rows = static_cast<int64_t>(axes[0].last - axes[0].first);
         const auto columns = static_cast<int64_t>(axes[1].last - axes[1].first);
         void* workspace = memory_.workspace.take(transform_.workspace(pass_, rows, columns));
@@ -285,19 +252,9 @@ private:
         const int64_t sizes[3] = {1, 4, 2};  // bytes of a number of the output: of bytes, float32 and bfloat16
         const int64_t bytes = pass_.channels * pass_.height * pass_.width * sizes[pass_.output];
         transform_.run(pass_, image, axes, pixels, static_cast<char*>(out_) + image * bytes, workspace);
-        times_.transform += now() - begun;
         return {};
     }
 };
-
-// Has the processor fetch a small image that will be wanted soon: pictures are at random places of the memory.
-void ask_for(const Picture& picture) {
-    constexpr int64_t kLine = 64, kMost = 4096;
-    if (picture.address == 0 || picture.bytes > kMost) return;
-    const auto first = static_cast<uintptr_t>(picture.address);
-    for (int64_t at = 0; at < picture.bytes; at += kLine)
-        __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(at)));
-}
 
 }  // namespace
 
@@ -308,13 +265,11 @@ PictureFault transform_pictures(const char* isa, const Picture* pictures, const 
     const ImageTransform* transform = transform_of(isa);
     if (!transform) return refused("this machine has no such instruction set");
     if (const char* reason = mistake(pass)) return refused(reason);
+    if (pass.images == 0) return {};
+    const int64_t begun = now();
     Work work(*transform, pass, scaled, out, *times, memory);
-    PictureFault wrong{};
-    for (int64_t image = 0; image < pass.images && wrong.kind == PictureFault::kNone; ++image) {
-        if (image + 1 < pass.images) ask_for(pictures[image + 1]);
-        wrong = work.take(pictures[image], image);
-        wrong.picture = image;
-    }
+    const PictureFault wrong = work.take(pictures);
+    times->transform = now() - begun - times->read - times->decode;
     memory.trim();
     return wrong;
 }

@@ -21,9 +21,11 @@ struct Picture {
 // What went wrong with a picture. A reason is a phrase, as in "cannot be decoded: ...".
 struct PictureFault {
     enum Kind : int64_t { kNone = 0, kEnded = 1, kUnreadable = 2, kChecksum = 3, kDamaged = 4, kRefused = 5 };
-    int64_t kind, picture;
-    int64_t error;     // of kUnreadable: the system's errno
-    char reason[200];  // of kDamaged and kRefused
+    int64_t kind = kNone, picture = 0;
+    int64_t error = 0;  // of kUnreadable: the system's errno
+    char reason[200];   // of kDamaged and kRefused
+
+    PictureFault() { reason[0] = '\0'; }  // to set all of it for every image would take a while
 };
 
 // Nanoseconds that a pass spent.

@@ -36,17 +36,33 @@ def philox(key: int, samples: Tensor, blocks: int) -> Tensor:
     (sample's low word, its high word, block, 0). samples: int64 [n] on the CPU; blocks: 0 to 2^32.
     Raises ValueError for any other samples or blocks, TypeError for a key that is no unsigned 64-bit number.
     """
-    if samples.dtype != torch.int64 or samples.dim() != 1 or samples.device.type != "cpu":
-        raise ValueError(
-            f"philox: samples must be int64 [n] on the CPU, not {samples.dtype} {list(samples.shape)} "
-            f"on {samples.device}"
-        )
-    if blocks < 0:
-        raise ValueError(f"philox: blocks must be at least 0, not {blocks}")
-    samples = samples.contiguous()
+    samples = _numbers_of(samples, "philox", "blocks", blocks)
     out = torch.empty(len(samples), 4 * blocks, dtype=torch.int64)
     _cpu.philox(key, samples.data_ptr(), len(samples), blocks, out.data_ptr())
     return out
+
+
+def uniform(key: int, samples: Tensor, draws: int) -> Tensor:
+    """Return float32 [n, draws] in [0, 1): the upper 24 bits of the first words that ``philox`` gives, times 2^-24.
+
+    Raises what ``philox`` does.
+    """
+    samples = _numbers_of(samples, "uniform", "draws", draws)
+    out = torch.empty(len(samples), draws, dtype=torch.float32)
+    _cpu.uniform(key, samples.data_ptr(), len(samples), draws, out.data_ptr())
+    return out
+
+
+def _numbers_of(samples: Tensor, name: str, asked: str, count: int) -> Tensor:
+    """Return the samples in dense memory. Raises ValueError for what native code would not understand."""
+    if samples.dtype != torch.int64 or samples.dim() != 1 or samples.device.type != "cpu":
+        raise ValueError(
+            f"{name}: samples must be int64 [n] on the CPU, not {samples.dtype} {list(samples.shape)} "
+            f"on {samples.device}"
+        )
+    if count < 0:
+        raise ValueError(f"{name}: {asked} must be at least 0, not {count}")
+    return samples.contiguous()
 
 
 def build_facts() -> dict[str, str]:

@@ -58,7 +58,7 @@ def transform(pictures: Pictures, plan: Plan, out: Tensor, *, scaled: bool = Fal
     _require(pictures, plan, out)
     interleaved = not out.is_contiguous()
     table = pictures.table.contiguous()
-    axes, mirrored = plan.axes.contiguous(), plan.mirrored.to(torch.uint8).contiguous()
+    axes, mirrored = plan.axes.contiguous(), plan.mirrored.contiguous()
     kinds, factors, erased = _changes(plan, out.dtype)
     sizes = (
         *(len(plan), out.shape[1], out.shape[2], out.shape[3], OUTPUTS[out.dtype], int(interleaved)),
@@ -129,16 +129,18 @@ def _changes(plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     count = len(plan)
     kinds = _stacked(plan.kinds, (count,), torch.int32)
     factors = _stacked(plan.factors, (count, 12), torch.float32)
-    erased = torch.zeros(count, len(plan.boxes), 7, dtype=torch.int32)
+    erased = np.zeros((count, len(plan.boxes), 7), np.int32)
     for number, (boxes, values) in enumerate(zip(plan.boxes, plan.values, strict=True)):
-        erased[:, number, :4] = boxes
+        erased[:, number, :4] = boxes.numpy()
         numbers = (values * 255).round().clamp(0, 255) if dtype == torch.uint8 else values
-        erased[:, number, 4 : 4 + plan.channels] = numbers.float().contiguous().view(torch.int32)
-    return kinds, factors, erased
+        erased.view(np.float32)[:, number, 4 : 4 + plan.channels] = numbers.numpy()
+    return kinds, factors, torch.from_numpy(erased)
 
 
 def _stacked(parts: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return [n, parts, ...]: the parts side by side."""
     if not parts:
         return torch.empty(shape[0], 0, *shape[1:], dtype=dtype)
+    if len(parts) == 1:
+        return parts[0].to(dtype).expand(shape).contiguous()[:, None]
     return torch.stack([part.to(dtype).expand(shape) for part in parts], 1).contiguous()

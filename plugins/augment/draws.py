@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +16,11 @@ def between(numbers: Tensor, low: float, high: float) -> Tensor:
     return low + numbers.double() * (high - low)
 
 
-def below(numbers: Tensor, counts: Tensor | int) -> Tensor:
+def below(numbers: Tensor, counts: Tensor | Sequence[int] | int) -> Tensor:
     """Return uniform numbers of [0, 1) as int64 from 0 to ``counts`` - 1, each equally likely."""
     # In float64, where a number below 1 times a count cannot round up to that count.
-    return (numbers.double() * counts).long()
+    factors = counts.numpy() if isinstance(counts, Tensor) else counts
+    return torch.from_numpy(np.multiply(numbers.numpy(), factors, dtype=np.float64).astype(np.int64))
 
 
 def log_between(numbers: Tensor, low: float, high: float) -> Tensor:

@@ -31,7 +31,7 @@ class CuttingOut(Augmentation):
 
     def draw(self, key: Key, samples: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """Return int64 [n, 4]: the squares, (top, left, bottom, right), not clipped to the image."""
-        starts = below(uniform(key, samples, 2), torch.tensor(shape[1:])) - self.size // 2
+        starts = below(uniform(key, samples, 2), shape[1:]) - self.size // 2
         return torch.cat([starts, starts + self.size], 1)
 
     def apply(self, images: Tensor, targets: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ class CuttingOut(Augmentation):
 
     def fuse(self, plan: Plan, parameters: Tensor) -> bool:
         """Set them in a pass."""
-        return plan.erase(parameters, torch.zeros(len(parameters), plan.channels))
+        return plan.erase(parameters, torch.zeros(1, plan.channels))
 
 
 @dataclass

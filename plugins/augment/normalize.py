@@ -42,6 +42,7 @@ class Normalization(Augmentation):
         if any(value <= 0 for value in std):
             raise UsageError(f"augment.normalize.std={list(std)}: every standard deviation must be above 0")
         self.mean, self.std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self._matrices: dict[int, Tensor] = {}  # by the number of channels
 
     def prepare(self, training: Callable[[], Source]) -> None:
         """Compute the statistics, unless they were given. Raises UsageError if a channel is constant."""
@@ -61,10 +62,12 @@ class Normalization(Augmentation):
     def fuse(self, plan: Plan, parameters: None) -> bool:
         """Normalise in a pass. Raises UsageError as ``test`` does."""
         self._require(plan.channels)
-        matrix = torch.zeros(3, 4, dtype=torch.float64)
-        matrix[: plan.channels, : plan.channels] = torch.diag(1 / self.std.expand(plan.channels))
-        matrix[: plan.channels, 3] = -self.mean / self.std
-        return plan.change(AFFINE, matrix.flatten().expand(len(plan), 12))
+        if plan.channels not in self._matrices:
+            matrix = torch.zeros(3, 4)
+            matrix[: plan.channels, : plan.channels] = torch.diag(1 / self.std.expand(plan.channels))
+            matrix[: plan.channels, 3] = -self.mean / self.std
+            self._matrices[plan.channels] = matrix.flatten()
+        return plan.change(AFFINE, self._matrices[plan.channels].expand(len(plan), 12))
 
     def fuse_test(self, plan: Plan) -> bool:
         """Normalise in a pass."""

@@ -63,4 +63,4 @@ class PaddedCrop(Augmentation):
     def fuse(self, plan: Plan, parameters: Tensor) -> bool:
         """Cut them in a pass: windows that reach over the image."""
         boxes = torch.cat([parameters - self.padding, plan.sizes], 1)
-        return plan.window(boxes, plan.sizes.clone(), crop=True, reaches=True, reflect=self.fill == "reflect")
+        return plan.window(boxes, plan.sizes, crop=True, reaches=True, reflect=self.fill == "reflect")

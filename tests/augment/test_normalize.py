@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import Records, UsageError
+from engine import Key, Records, UsageError
+from engine.chain import Samples
+from engine.host_to_device import Layout
 from engine.plugins.augment import Normalize
 from engine.plugins.augment.normalize import normalize, statistics
+from engine.preparation import Preparation
 
 
 class Memory:
@@ -93,6 +96,47 @@ def test_statistics_of_encoded_records_are_those_of_the_decoded_images() -> None
     expected_mean, expected_std = exact(images.numpy())
     np.testing.assert_allclose(mean.numpy(), expected_mean, rtol=1e-12)
     np.testing.assert_allclose(std.numpy(), expected_std, rtol=1e-10)
+
+
+class Photographs:
+    """JPEG files of many sizes, smooth and sharp, some so large that they are reduced while they are decoded."""
+
+    classes, shape, fingerprint, colour = ("any",), (3, 32, 32), "photographs", None
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(5)
+        self.files = []
+        for number in range(12):
+            coarse = rng.integers(0, 256, (7, 9, 3), np.uint8)
+            image = Image.fromarray(coarse).resize((70 + 31 * number, 50 + 23 * number), Image.Resampling.BICUBIC)
+            image.paste((250, 10, 40), (9, 11, 30, 29))
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=90)
+            self.files.append(out.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name_of(self, index: int) -> str:
+        return f"record {index}"
+
+    def pictures(self, indices: torch.Tensor) -> None:
+        return None
+
+    def records(self, indices: Sequence[int]) -> Records:
+        return Records("encoded", [self.files[index] for index in indices], torch.zeros(len(indices)).long())
+
+
+@pytest.mark.parametrize("key", [None, Key.of(0)], ids=["evaluation", "training"])
+def test_statistics_of_jpeg_files_are_those_of_the_pixels_that_the_network_gets(key: Key | None) -> None:
+    """Batches are made by a native pass over its own decoding, at full size in an evaluation."""
+    source, rows = Photographs(), torch.arange(12)
+    batch, _, _ = Preparation(source, {}, Layout(torch.device("cpu")), key).batch(Samples(rows, rows, 0))
+    mean, std = statistics(source)
+    expected_mean, expected_std = exact(batch.numpy())
+    tolerance = {"rtol": 0, "atol": 0.25 / 255}
+    np.testing.assert_allclose(mean.numpy(), expected_mean, **tolerance)
+    np.testing.assert_allclose(std.numpy(), expected_std, **tolerance)
 
 
 def test_a_large_source_is_sampled_the_same_way_each_time_from_all_its_parts() -> None:

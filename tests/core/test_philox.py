@@ -85,6 +85,16 @@ def test_a_row_depends_on_its_sample_alone() -> None:
     assert torch.equal(ops.philox(3, torch.stack([samples, samples], 1)[:, 0], 2), whole)  # not contiguous
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**63 - 1), max_size=40), st.integers(0, 11))
+def test_uniform_numbers_are_the_upper_bits_of_the_words(key: int, samples: list[int], draws: int) -> None:
+    out = ops.uniform(key, torch.tensor(samples, dtype=torch.int64), draws)
+    assert out.dtype == torch.float32
+    assert out.shape == (len(samples), draws)
+    expected = [[word // 2**8 / 2**24 for word in reference(key, sample, 3)[:draws]] for sample in samples]
+    assert out.tolist() == expected
+
+
 @pytest.mark.parametrize(
     "samples",
     [
@@ -94,14 +104,17 @@ def test_a_row_depends_on_its_sample_alone() -> None:
     ],
 )
 def test_other_samples_are_refused(samples: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"philox: samples must be int64 \[n\] on the CPU"):
-        ops.philox(0, samples, 1)
+    for function in (ops.philox, ops.uniform):
+        with pytest.raises(ValueError, match=rf"{function.__name__}: samples must be int64 \[n\] on the CPU"):
+            function(0, samples, 1)
 
 
 def test_impossible_numbers_are_refused() -> None:
     samples = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="blocks must be at least 0, not -1"):
         ops.philox(0, samples, -1)
+    with pytest.raises(ValueError, match="draws must be at least 0, not -1"):
+        ops.uniform(0, samples, -1)
     with pytest.raises(ValueError, match="blocks must be from 0 to"):  # the kernel's own check
         _cpu.philox(0, 0, 0, 2**32 + 1, 0)
     for key in (-1, 2**64):

@@ -104,22 +104,26 @@ void colour_row(const Step* steps, int64_t count, const uint8_t* const* from, in
 
 // The bytes of an image's output, kept because a mean over them is needed before any is changed.
 struct Kept {
-    uint8_t* bytes;
-    float* row;  // 3 * stride
-    int64_t stride, height, width, channels;
+    uint8_t* bytes;  // channels * plane_stride()
+    float* row;      // 3 * row_stride()
+    int64_t height, width, channels;
     int64_t sums[3];
 
+    int64_t row_stride() const { return round_up(width, 64); }
+    int64_t plane_stride() const { return round_up(height * width, 64) + 64; }  // so that kPixels of a row can be read
+
     void rows(int64_t y, const uint8_t* rows[3]) const {
-        for (int64_t c = 0; c < 3; ++c) rows[c] = bytes + (y * channels + (c < channels ? c : 0)) * stride;
+        for (int64_t c = 0; c < 3; ++c) rows[c] = bytes + (c < channels ? c : 0) * plane_stride() + y * width;
     }
 
-    void keep(int64_t y, const uint8_t* const* rows) {
+    void keep(int64_t y, int64_t count, const uint8_t* const* rows) {
+        const int64_t pixels = count * width;
         for (int64_t c = 0; c < channels; ++c) {
-            std::memcpy(bytes + (y * channels + c) * stride, rows[c], static_cast<size_t>(width));
+            std::memcpy(bytes + c * plane_stride() + y * width, rows[c], static_cast<size_t>(pixels));
             Integers sum{};
             int64_t x = 0;
-            for (; x + kPixels <= width; x += kPixels) sum += __builtin_convertvector(floats_at(rows[c] + x), Integers);
-            for (; x < width; ++x) sums[c] += rows[c][x];
+            for (; x + kPixels <= pixels; x += kPixels) sum += __builtin_convertvector(floats_at(rows[c] + x), Integers);
+            for (; x < pixels; ++x) sums[c] += rows[c][x];
             for (int lane = 0; lane < kPixels; ++lane) sums[c] += sum[lane];
         }
     }
@@ -130,7 +134,7 @@ struct Kept {
     template <int count_of_channels>
     void means_after(const Step* steps, int64_t count, double* means) const {
         for (int c = 0; c < 3; ++c) means[c] = 0;
-        float* const to[3] = {row, row + stride, row + 2 * stride};
+        float* const to[3] = {row, row + row_stride(), row + 2 * row_stride()};
         for (int64_t y = 0; y < height; ++y) {
             const uint8_t* from[3];
             rows(y, from);

@@ -94,6 +94,26 @@ ENGINE_INLINE void store_bfloat16(uint16_t* to, Floats values) {
 #endif
 }
 
+// Stores what is not read soon, past the caches if it is aligned; `all_stored` before another thread may read it.
+ENGINE_INLINE void store_past_caches(float* to, Floats values) {
+#if defined(__AVX2__)
+    if (reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) {
+#if defined(__AVX512F__)
+        return _mm512_stream_ps(to, values);
+#else
+        return _mm256_stream_ps(to, values);
+#endif
+    }
+#endif
+    store(to, values);
+}
+
+inline void all_stored() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // One channel of pixels that lie interleaved in three vectors.
 template <int channel, typename V, int... lane>
 ENGINE_INLINE V channel_of(V first, V second, V third, Numbers<lane...>) {

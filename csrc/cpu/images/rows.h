@@ -1,4 +1,4 @@
-// The rows of one image's output as bytes, a channel after the other, before any colour changes.
+// Rows of one image's output as bytes, a channel after the other, before any colour changes.
 #pragma once
 
 #include "horizontal.h"
@@ -14,6 +14,7 @@ struct View {
     Places rows, columns;
     int64_t channels;
     bool reflected;
+    bool copied;  // no pixel is filtered
 
     View(const ImagePass& pass, int64_t image, const Axis axes[2], const Pixels& pixels)
         : pixels(pixels),
@@ -22,13 +23,12 @@ struct View {
           rows(axes[0], pass.height, pass.border == kReflected, false),
           columns(axes[1], pass.width, pass.border == kReflected, pass.mirrored[image] != 0),
           channels(pass.channels),
-          reflected(pass.border == kReflected) {}
+          reflected(pass.border == kReflected),
+          copied(exact(axes[0]) && exact(axes[1])) {}
 
     bool interleaved() const { return channels > 1 && pixels.column == channels; }
-    bool copies() const { return exact(*down) && exact(*right); }
 };
 
-// Rows that are copied: no pixel is filtered.
 class CopiedRows {
 public:
     CopiedRows(Memory& memory, int64_t width)
@@ -39,6 +39,8 @@ public:
         const Places& columns = view.columns;
         const auto origin = static_cast<int64_t>(view.right->origin);
         const auto first = static_cast<int64_t>(view.right->first), last = static_cast<int64_t>(view.right->last);
+        lines_ = {static_cast<int64_t>(view.down->origin), static_cast<int64_t>(view.down->first),
+                  static_cast<int64_t>(view.down->last), view.reflected};
         // Places [begin_, end_) show the columns from column_ on, in their order or mirrored.
         int64_t begin = view.reflected ? larger(0, first - origin) : static_cast<int64_t>(view.right->low);
         int64_t end = view.reflected ? smaller(columns.size, last - origin) : static_cast<int64_t>(view.right->high);
@@ -52,28 +54,46 @@ public:
         for (int64_t x = end_; x < columns.size; ++x) reflections_[x] = reflection(view, x);
     }
 
-    void fill(const View& view, int64_t place, uint8_t* const* to) const {
-        const Pixels& pixels = view.pixels;
-        const auto first = static_cast<int64_t>(view.down->first), last = static_cast<int64_t>(view.down->last);
-        const int64_t wanted = static_cast<int64_t>(view.down->origin) + place;
-        const int64_t line = view.reflected ? reflected(wanted, first, last) : within(wanted, first, last);
-        const uint8_t* row = pixels.memory + line * pixels.row;
-        const uint8_t* from = row + column_ * pixels.column;
-        const int64_t count = end_ - begin_;
-        if (view.interleaved())
-            split(from, count, view.columns.mirrored, to);
-        else
+    // `count` rows from place on, the first of each channel to to[c].
+    void fill(const View& view, int64_t place, int64_t count, uint8_t* const* to) const {
+        if (view.interleaved()) {
+            for (int64_t row = 0; row < count; ++row) {
+                const int64_t at = row * view.columns.size;
+                uint8_t* const rows[3] = {to[0] + at, to[1] + at, to[2] + at};
+                split(source(view, lines_.at(place + row)) + column_ * 3, end_ - begin_, view.columns.mirrored, rows);
+            }
+        } else {
             for (int64_t c = 0; c < view.channels; ++c)
-                move(from + c * pixels.channel, count, view.columns.mirrored, to[c] + begin_);
-        if (!view.reflected) return;
-        reflect(view, row, 0, begin_, to);
-        reflect(view, row, end_, view.columns.size, to);
+                view.columns.mirrored ? move<true>(view, place, count, c, to[c]) : move<false>(view, place, count, c, to[c]);
+        }
+        for (int64_t row = 0; view.reflected && row < count; ++row) {
+            const int64_t at = row * view.columns.size;
+            uint8_t* const rows[3] = {to[0] + at, to[1] + at, to[2] + at};
+            const uint8_t* from = source(view, lines_.at(place + row));
+            reflect(view, from, 0, begin_, rows);
+            reflect(view, from, end_, view.columns.size, rows);
+        }
     }
 
 private:
     uint8_t* turned_;
     int32_t* reflections_;  // of places outside of [begin_, end_): the columns that they show
     int64_t begin_ = 0, end_ = 0, column_ = 0;
+
+    // Which rows of the source are shown.
+    struct Lines {
+        int64_t origin, first, last;
+        bool is_reflected;
+
+        int64_t at(int64_t place) const {
+            return is_reflected ? reflected(origin + place, first, last) : within(origin + place, first, last);
+        }
+    };
+    Lines lines_{};
+
+    static const uint8_t* source(const View& view, int64_t line) {
+        return view.pixels.memory + line * view.pixels.row;
+    }
 
     static int32_t reflection(const View& view, int64_t x) {
         const int64_t column = static_cast<int64_t>(view.right->origin) + view.columns.before_mirroring(x);
@@ -88,8 +108,18 @@ private:
         }
     }
 
-    static ENGINE_INLINE void move(const uint8_t* from, int64_t count, bool mirrored, uint8_t* to) {
-        mirrored ? copy_reversed(from, count, to) : copy_bytes(from, count, to);
+    // Rows of one channel, whose pixels lie side by side.
+    template <bool mirrored>
+    void move(const View& view, int64_t place, int64_t rows, int64_t channel, uint8_t* to) const {
+        // Copies, because bytes that are written might be any other variable's.
+        const uint8_t* const plane = view.pixels.memory + channel * view.pixels.channel + column_;
+        const int64_t stride = view.pixels.row, width = view.columns.size, count = end_ - begin_;
+        const Lines lines = lines_;
+        to += begin_;
+        for (int64_t row = 0; row < rows; ++row, to += width) {
+            const uint8_t* from = plane + lines.at(place + row) * stride;
+            mirrored ? copy_reversed(from, count, to) : copy_bytes(from, count, to);
+        }
     }
 
     void split(const uint8_t* from, int64_t count, bool mirrored, uint8_t* const* to) const {
@@ -146,42 +176,60 @@ private:
     float *shares_, *blended_, *planes_;
 };
 
-// All rows, with their border.
+// All rows, with their border; several at once, because a row of a small image is soon done.
 class Rows {
 public:
+    // How many rows lie side by side, of each channel.
+    static int64_t at_once(const ImagePass& pass) {
+        constexpr int64_t pixels = 1024;
+        return smaller(pass.height, larger(1, pixels / pass.width));
+    }
+
     Rows(Memory& memory, const ImagePass& pass, int64_t most_rows, int64_t most_columns)
         : copied_(memory, pass.width),
           filtered_(memory, pass.width, most_rows, most_columns),
-          stride_(round_up(pass.width, 64) + 64),
-          shown_(memory.array<uint8_t>(3 * stride_)),
-          border_(memory.array<uint8_t>(3 * stride_)) {}
+          width_(pass.width),
+          stride_(round_up(at_once(pass) * width_, 64) + 64),
+          shown_(memory.array<uint8_t>(3 * stride_)) {}
 
     void prepare(const ImagePass& pass, const View& view) {
-        for (int64_t c = 0; c < 3; ++c) {
-            const int colour = static_cast<int>(pass.fill[c]);
-            std::memset(shown_ + c * stride_, colour, static_cast<size_t>(stride_));
-            std::memset(border_ + c * stride_, colour, static_cast<size_t>(stride_));
-        }
-        if (view.copies())
+        for (int c = 0; c < 3; ++c) fill_[c] = static_cast<int>(pass.fill[c]);
+        empty_ = view.columns.low >= view.columns.high;
+        if (view.columns.low > 0 || view.columns.high < width_)  // what is beside them stays as it is
+            for (int c = 0; c < 3; ++c) std::memset(shown_ + c * stride_, fill_[c], static_cast<size_t>(stride_));
+        if (view.copied)
             copied_.prepare(view);
         else
             filtered_.prepare(view);
     }
 
-    // Sets rows[c] to where row `place` of channel c is, until the next call. At least kPixels bytes lie there.
-    void get(const View& view, int64_t place, const uint8_t* rows[3]) {
-        uint8_t* const base = view.rows.shows(place) && view.columns.low < view.columns.high ? shown_ : border_;
-        uint8_t* const to[3] = {base, base + stride_, base + 2 * stride_};
-        for (int64_t c = 0; c < 3; ++c) rows[c] = to[c];
-        if (base == border_) return;
-        view.copies() ? copied_.fill(view, place, to) : filtered_.fill(view, place, to);
+    // Sets rows[c] to where `count` rows of channel c are, from row `place` on, until the next call. At least kPixels
+    // bytes lie there.
+    void get(const View& view, int64_t place, int64_t count, const uint8_t* rows[3]) {
+        const int64_t begin = empty_ ? count : within(view.rows.low - place, 0, count + 1);  // of rows that show it
+        const int64_t end = larger(begin, within(view.rows.high - place, 0, count + 1));
+        uint8_t* to[3];
+        for (int c = 0; c < 3; ++c) {
+            uint8_t* const all = shown_ + c * stride_;
+            std::memset(all, fill_[c], static_cast<size_t>(begin * width_));
+            std::memset(all + end * width_, fill_[c], static_cast<size_t>((count - end) * width_));
+            rows[c] = all;
+            to[c] = all + begin * width_;
+        }
+        if (view.copied) return copied_.fill(view, place + begin, end - begin, to);
+        for (int64_t row = begin; row < end; ++row) {
+            filtered_.fill(view, place + row, to);
+            for (uint8_t*& channel : to) channel += width_;
+        }
     }
 
 private:
     CopiedRows copied_;
     FilteredRows filtered_;
-    int64_t stride_;
-    uint8_t *shown_, *border_;
+    int64_t width_, stride_;
+    uint8_t* shown_;
+    int fill_[3] = {};
+    bool empty_ = false;
 };
 
 }  // namespace
