@@ -23,7 +23,7 @@ TORCH_REQUIREMENT := $(if $(findstring torch,$(TORCH)),$(TORCH),torch==$(TORCH))
 BENCHMARKS := $(filter-out %/__init__.py %/harness.py,$(wildcard benchmarks/*.py))
 
 # A few small shapes of every kernel, as each takes hundreds of times as long under the sanitizer.
-SANITIZED := tests/gpu/test_values.py tests/gpu/test_images.py -k small_shapes
+SANITIZED := tests/gpu/test_values.py tests/gpu/test_images.py tests/gpu/test_binary.py -k small_shapes
 
 .PHONY: build train test soak sanitize lint bench gpu-test gpu-bench clean distclean help FORCE
 .DELETE_ON_ERROR:
@@ -39,7 +39,7 @@ test: build  ## every test but the long ones: make test ARGS="tests/core -k phil
 soak: build  ## the long tests alone
 	$(BIN)/pytest -m soak $(ARGS)
 
-sanitize: build  ## the convolutions under sanitizers (memory, undefined behaviour, races): make sanitize ARGS="500 1"
+sanitize: build  ## the kernels under sanitizers (memory, undefined behaviour, races): make sanitize ARGS="500 1"
 	$(BIN)/python tests/csrc/sanitize.py $(ARGS)
 
 lint: build  ## style, formatting and types
@@ -66,6 +66,8 @@ gpu-bench:  ## convolutions and a step's host time on the GPU at hand, to docs/r
 	$(MAKE) --no-print-directory build ENGINE_CUDA=1
 	$(BIN)/python benchmarks/conv.py --device cuda --write docs/results/conv-cuda-tables.md $(ARGS)
 	$(BIN)/python benchmarks/overhead.py --device cuda --write docs/results/overhead-cuda-tables.md \
+	    $(filter --quick --json,$(ARGS))
+	$(BIN)/python benchmarks/formats/binary_on_gpu.py --write docs/results/binary-cuda-tables.md \
 	    $(filter --quick --json,$(ARGS))
 
 clean:  ## remove what was built; the environment and runs/ stay

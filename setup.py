@@ -32,12 +32,17 @@ CXXFLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *CXXFLAGS]
 
-# The sources of csrc/cpu/conv and csrc/cpu/images are compiled once per instruction set, and the machine at hand
+# The sources of the folders in BY_INSTRUCTION_SET are compiled once per instruction set, and the machine at hand
 # chooses among them when the extension is loaded: the levels of the x86-64 ABI, and elsewhere what every machine of the
 # kind has (NEON on aarch64).
+BY_INSTRUCTION_SET = ("conv", "images", "rounding", "binary")  # folders of csrc/cpu
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
+
+# More sets for the sources of a folder. Counting bits and multiplying bytes have instructions of their own, which
+# -march=x86-64-v4 does not promise (Ice Lake, Zen 4 and later have them).
+MORE_SETS = {"binary": {"vpopcntdq": ["-march=x86-64-v4", "-mavx512vpopcntdq", "-mavx512vnni"]}}
 
 ARCHITECTURES = (80, 90)  # compute capabilities to compile for where no GPU says: A100, H100 and what runs their code
 OLDEST = 80  # the kernels share more memory among a block's threads than older GPUs have
@@ -166,11 +171,11 @@ class Gcc:
         if source.endswith("bindings.cpp"):
             facts = {"ENGINE_VERSION": self.version, "ENGINE_FLAGS": " ".join(FLAGS)}
             return {"": [*FLAGS, *python_headers(), *(f'-D{name}="{text}"' for name, text in facts.items())]}
-        if Path(source).parent.name not in ("conv", "images"):
+        if Path(source).parent.name not in BY_INSTRUCTION_SET:
             return {"": [*FLAGS, *(["-DENGINE_JPEG"] if self.libraries else [])]}
         # Sums are fused into multiplications wherever the instruction set can: the kernels count on it.
         common = [*FLAGS, "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-        return {f".{isa}": [*common, f"-DENGINE_ISA={isa}", *flags] for isa, flags in INSTRUCTION_SETS.items()}
+        return {f".{isa}": [*common, f"-DENGINE_ISA={isa}", *flags] for isa, flags in sets_of(source).items()}
 
 
 def no_jpeg(compiler: list[str]) -> str:
@@ -236,6 +241,12 @@ class Nvcc:
         elif source.endswith("bindings.cpp"):
             flags += python_headers()
         return {"": flags}
+
+
+def sets_of(source: str) -> dict[str, list[str]]:
+    """Return the instruction sets that a source is compiled for, and the flags of each."""
+    more = MORE_SETS.get(Path(source).parent.name, {}) if "avx512" in INSTRUCTION_SETS else {}
+    return INSTRUCTION_SETS | more
 
 
 def find_nvcc() -> Nvcc | str:
@@ -345,7 +356,9 @@ setup(
         Extension(
             "engine._cpu",
             sources=sources_in(
-                "cpu", "csrc/bindings.cpp", "csrc/image_bindings.cpp", "csrc/jpeg_bindings.cpp", "csrc/convolution.cpp"
+                "cpu",
+                *(str(path) for path in sorted(Path("csrc").glob("*bindings.cpp")) if path.name != "cuda_bindings.cpp"),
+                "csrc/convolution.cpp",
             ),
             depends=list(map(str, SOURCES)),  # what puts all of them in a source distribution
         ),

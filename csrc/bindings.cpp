@@ -17,6 +17,8 @@ namespace py = pybind11;
 
 void bind_images(py::module_& module);
 void bind_jpeg(py::module_& module);
+void bind_rounding(py::module_& module);
+void bind_binary(py::module_& module);
 
 namespace {
 
@@ -197,4 +199,6 @@ PYBIND11_MODULE(_cpu, module) {
         .def("run", &Convolution::run, py::call_guard<py::gil_scoped_release>());
     bind_images(module);
     bind_jpeg(module);
+    bind_rounding(module);
+    bind_binary(module);
 }

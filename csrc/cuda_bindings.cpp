@@ -16,6 +16,10 @@
 
 namespace py = pybind11;
 
+// Of folders of csrc/cuda; tests have each as a module of its own.
+void bind_cuda_binary(py::module_& module);
+void bind_cuda_rounding(py::module_& module);
+
 namespace {
 
 void check(const char* reason) {
@@ -165,6 +169,8 @@ PYBIND11_MODULE(_cuda_on_host, module) {
 #else
 PYBIND11_MODULE(_cuda, module) {
     module.doc() = "CUDA kernels of the engine, on raw addresses; engine.ops is their checked face.";
+    bind_cuda_binary(module);
+    bind_cuda_rounding(module);
 #endif
     py::class_<Convolution>(module, "Convolution")
         .def(py::init<const std::string&>(), py::arg("algorithm"))

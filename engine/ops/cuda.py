@@ -89,3 +89,13 @@ def _launch(function: Any, on: Tensor, *arguments: Any) -> None:
                 f"engine._cuda was built without code for this GPU ({torch.cuda.get_device_name(on.device)}): build it "
                 f"again, ENGINE_CUDA_ARCHS={major}{minor} {BUILD}"
             ) from error
+
+
+def round_on_gpu(x: Tensor, *arguments: Any) -> None:
+    """Queue a rounding kernel on the current stream of the device of ``x``; see ``engine.ops.rounding_kernels``.
+
+    Raises UsageError where ``engine._cuda`` was not built.
+    """
+    if isinstance(extension := _extension(), str):
+        raise UsageError(f"rounding on {x.device}: {extension}")
+    _launch(extension.round_elements, x, *arguments)

@@ -1,4 +1,4 @@
-"""Builds the convolutions and the GPU's pass over images with sanitizers and runs them on random shapes.
+"""Builds the kernels of csrc with sanitizers and runs them on random shapes.
 
 `make sanitize` (ARGS: the number of shapes, a seed) exits with 1 at the first finding of one of these programs; ARGS
 may begin with the name of one: "cuda 500 1".
@@ -7,6 +7,9 @@ may begin with the name of one: "cuda 500 1".
   races         the GPU's: what threads of a block do to the same memory without a barrier between
   images        the GPU's pass over images: memory and undefined behaviour
   images-races  and races in it
+  rounding      rounding, on the CPU and, compiled for the host, on the GPU: memory and undefined behaviour
+  binary        the CPU's networks of one bit: the same
+  binary-cuda   the GPU's, compiled for the host: the same
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,10 +43,30 @@ def program(name: str, sources: Sequence[Source], sanitizers: Sequence[str]) -> 
 def cpu() -> Path:
     """Return the program of the CPU's convolutions."""
     own = ["csrc/convolution.cpp", "csrc/cpu/dispatch.cpp", "tests/csrc/convolutions.cpp"]
-    sources = [Source(ROOT / name) for name in own]
-    for path in sorted((ROOT / "csrc/cpu/conv").glob("*.cpp")):
-        sources += [Source(path, [f"-DENGINE_ISA={isa}", *flags], f".{isa}") for isa, flags in SETS.items()]
-    return program("cpu", sources, MEMORY)
+    return program("cpu", [*(Source(ROOT / name) for name in own), *by_instruction_set("conv")], MEMORY)
+
+
+def by_instruction_set(folder: str, more: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Source]:
+    """Return the sources of a folder of csrc/cpu, each once per instruction set; ``more``: sets with their flags."""
+    return [
+        Source(path, [f"-DENGINE_ISA={isa}", *flags], f".{isa}")
+        for path in sorted((ROOT / "csrc/cpu" / folder).glob("*.cpp"))
+        for isa, flags in {**SETS, **more}.items()
+    ]
+
+
+def rounding() -> Path:
+    """Return the program that rounds."""
+    own = [Source(ROOT / "csrc/cpu/rounding.cpp"), Source(ROOT / "tests/csrc/roundings.cpp", ON_HOST)]
+    on_gpu = Source(ROOT / "csrc/cuda/rounding/rounding.cu", ON_HOST)
+    return program("rounding", [*own, on_gpu, *by_instruction_set("rounding")], MEMORY)
+
+
+def binary() -> Path:
+    """Return the program of networks of one bit."""
+    own = [Source(ROOT / name) for name in ("csrc/cpu/binary.cpp", "tests/csrc/binary_networks.cpp")]
+    counting = {"vpopcntdq": ["-march=x86-64-v4", "-mavx512vpopcntdq", "-mavx512vnni"]} if len(SETS) > 1 else {}
+    return program("binary", [*own, *by_instruction_set("binary", counting)], MEMORY)
 
 
 def cuda_sources() -> list[Source]:
@@ -73,7 +97,16 @@ def image_races() -> Path:
     return images(RACES, "images-races")
 
 
-PROGRAMS = {"cpu": cpu, "cuda": cuda, "races": races, "images": images, "images-races": image_races}
+def cuda_binary(sanitizers: Sequence[str] = MEMORY, name: str = "binary-cuda") -> Path:
+    """Return the program of the GPU's networks of one bit."""
+    own = ["csrc/cuda/binary/binary.cu", "tests/csrc/cuda_binary_networks.cpp"]
+    return program(name, [Source(ROOT / path, [*ON_HOST, "-DENGINE_SMALL_PORTIONS"]) for path in own], sanitizers)
+
+
+PROGRAMS = {
+    "cpu": cpu, "cuda": cuda, "races": races, "images": images, "images-races": image_races, "rounding": rounding,
+    "binary": binary, "binary-cuda": cuda_binary,
+}  # fmt: skip
 
 
 def run(path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess:

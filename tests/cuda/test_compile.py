@@ -30,7 +30,7 @@ def compile_one(source: Path, architecture: str, folder: Path, more: list[str]) 
 
 @pytest.mark.timeout(300)
 def test_every_source_compiles_for_every_gpu_that_is_named(tmp_path: Path) -> None:
-    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    sources = sorted((CSRC / "cuda").rglob("*.cu"))
     assert sources
     flags = quickly()
     jobs = [(source, architecture, tmp_path, flags) for source in sources for architecture in ARCHITECTURES]

@@ -1,4 +1,4 @@
-"""The CUDA kernels under the sanitizers, which see into the threads of the host: steps outside of arrays, and races."""
+"""Kernels under the sanitizers, which see into the host's threads: steps outside of arrays, and races."""
 
 from __future__ import annotations
 
@@ -116,3 +116,13 @@ def test_many_shapes_under_the_sanitizers(program: str, shapes: int) -> None:
     if program == "races" and sanitize.no_races():
         pytest.skip(sanitize.no_races())
     check_convolutions(program, shapes, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("program", "told"), [("rounding", "400 tensors"), ("binary", "400 shapes")])
+def test_many_kernels_of_few_bits_under_the_sanitizers(program: str, told: str) -> None:
+    result = sanitize.run(sanitize.PROGRAMS[program](), "400", "1", capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert told in result.stdout
+    assert result.stdout.endswith(" 0 failures\n")

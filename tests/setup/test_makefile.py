@@ -168,7 +168,7 @@ def test_a_gpu_is_built_for_tested_and_looked_at_by_the_sanitizer(checkout: Chec
     assert build.endswith("--editable .")
     assert checkout.stamp == "1"
     assert tests == "on a GPU: pytest -m gpu -x"
-    files = "tests/gpu/test_values.py tests/gpu/test_images.py"
+    files = "tests/gpu/test_values.py tests/gpu/test_images.py tests/gpu/test_binary.py"
     pytest_of_few = f".venv/bin/python -m pytest -q --timeout 0 -m gpu {files} -k small_shapes"
     assert sanitized == [
         f"sanitizer, 11: --tool {tool} --error-exitcode 1 {pytest_of_few}" for tool in ("memcheck", "racecheck")
@@ -190,12 +190,13 @@ def test_a_sanitizer_that_is_not_installed_is_said(checkout: Checkout) -> None:
 
 def test_the_gpu_is_measured_into_the_results(checkout: Checkout) -> None:
     with_programs(checkout, nvidia_smi=H200)
-    *_, build, convolutions, overhead = checkout.calls_of("gpu-bench", "ARGS=--only fft --quick")
+    *_, build, convolutions, overhead, binary = checkout.calls_of("gpu-bench", "ARGS=--only fft --quick")
     assert build.endswith("--editable .")
     assert checkout.stamp == "1"
     to = "--device cuda --write docs/results"
     assert convolutions == f"python benchmarks/conv.py {to}/conv-cuda-tables.md --only fft --quick"
     assert overhead == f"python benchmarks/overhead.py {to}/overhead-cuda-tables.md --quick"
+    assert binary == "python benchmarks/formats/binary_on_gpu.py --write docs/results/binary-cuda-tables.md --quick"
 
 
 def test_help_lists_every_target_and_variable(checkout: Checkout) -> None:
