@@ -14,6 +14,7 @@ from torch import nn
 from engine import huge_pages, kept_memory, manifest
 from engine.batch_norm import build_statistics
 from engine.checkpoint import Checkpoints
+from engine.compiling import compile_in_place
 from engine.cuda_graph import GraphedStep, require_recordable, require_recordable_optimizer
 from engine.ema import WeightAverage
 from engine.errors import UsageError
@@ -282,6 +283,9 @@ def enter_stage(run: Parts) -> None:
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
+    require_training(run)
+    run.precision.sum_over_processes = run.strategy.sum
+    run.precision.prepare(run.model, run.optimizer, run.key.at("precision"))
     if options.run.cuda_graph:
         require_recordable_optimizer(run.optimizer)
         run.graphed = GraphedStep(run.device)
@@ -297,7 +301,17 @@ def enter_stage(run: Parts) -> None:
         )
     run.network = run.strategy.wrap(run.model)
     if options.run.compile:
-        run.network.compile()  # in place: parameter names, and so checkpoints, stay the same
+        compile_in_place(run.network)
+
+
+def require_training(run: Parts) -> None:
+    """Raise UsageError for a run that ends before its numeric policy has found what it looks for first."""
+    calibration = run.precision.calibration
+    if calibration >= run.steps:
+        raise UsageError(
+            f"precision.calibration={calibration}: the run has {run.steps} steps, and trains in earnest only then: "
+            "raise run.epochs or run.steps, or lower precision.calibration"
+        )
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ class Recording:
 class GraphedStep:
     """Makes training steps by replaying a graph, after some that are made as usual; every step is made exactly once.
 
-    Steps that are logged compute the gradient's norm as well, unless clipping needs it in all of them; they have a
+    Steps that are logged compute the gradient's norm as well, and what their numeric policy then measures; they have a
     graph of their own. The two share their memory, so what is to outlast the next replay is copied.
     """
 
@@ -98,7 +98,7 @@ class GraphedStep:
         self._pool = torch.cuda.graph_pool_handle()
         self._slots: Batch | None = None
         self._made = 0  # steps made as usual: all of them before the first recording, whose memory they cannot share
-        self._recordings: dict[bool, Recording] = {}  # by whether the norm is computed for the log
+        self._recordings: dict[bool, Recording] = {}  # by whether the step is logged
 
     def __call__(self, run: Run, step: Step) -> tuple[Tensor, Tensor]:
         """Make a step of one batch; return its summed loss and whether it was applied, as ``Run.compute`` does.
@@ -112,14 +112,13 @@ class GraphedStep:
             self._made += 1
             return self._as_usual(run, step.count)
         clips = run.options.run.clip is not None
-        norm_for_log = run.logging and not clips
-        if norm_for_log not in self._recordings:
-            self._recordings[norm_for_log] = self._record(run, step.count)
-        recording = self._recordings[norm_for_log]
+        if run.logging not in self._recordings:
+            self._recordings[run.logging] = self._record(run, step.count)
+        recording = self._recordings[run.logging]
         with named_range("replay of the step"):
             recording.graph.replay()
         loss, applied, norm = recording.loss, recording.applied, recording.grad_norm
-        has_norm = norm_for_log or clips
+        has_norm = run.logging or clips
         if run.on_step_end or run.logging:  # somebody is told of this step, and may keep what it finds
             loss, applied = loss.clone(), applied.clone()
             norm = norm.clone() if has_norm else norm

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.errors import RunFailed
 from engine.interfaces import Batch, LossFunction, Precision
 from engine.parts import Parts
+from engine.precision import widened
 
 
 def require_finite(run: Parts, latched: float) -> None:
@@ -62,7 +63,7 @@ def name_culprit(model: nn.Module, batch: Batch, loss: LossFunction, precision: 
     ]
     try:
         with torch.compiler.set_stance("force_eager"), precision.forward():
-            value = loss(model(batch.images), batch.targets)
+            value = loss(widened(model(batch.images)), batch.targets)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,14 +14,15 @@ class WeightAverage:
 
     The warm-up lets a short run forget its initial weights (as TensorFlow's ExponentialMovingAverage does).
     Floating-point buffers (BatchNorm's statistics) are averaged likewise. A masked update leaves the average as it
-    is. Nothing waits for the device.
+    is. Averages of numbers narrower than float32 are float32, where steps of 1 - d are not lost. Nothing waits for the
+    device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         state = model.state_dict()
         self._names = [name for name, value in state.items() if value.is_floating_point()]
         self._weights = [state[name] for name in self._names]  # these alias the model's own memory
-        self._average = [weight.detach().clone() for weight in self._weights]
+        self._average = [_widened(weight.detach()) for weight in self._weights]
         self._share = 1 - decay
 
     @torch.no_grad()
@@ -58,3 +59,8 @@ class WeightAverage:
     def _copy(to: list[Tensor], source: list[Tensor]) -> None:
         for target, value in zip(to, source, strict=True):
             target.copy_(value)
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """Return a copy, in float32 if its type is narrower."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)

@@ -12,6 +12,7 @@ from engine.interfaces import Batch, LossFunction, Precision, Strategy
 from engine.layers import modes_kept
 from engine.marginalization import Views
 from engine.metrics import Metrics
+from engine.precision import widened
 
 
 @torch.no_grad()
@@ -41,6 +42,6 @@ def evaluate(
         stack.enter_context(views.sampling(model))
         for batch in batches:
             with precision.forward():
-                outputs = views.outputs(model, batch)
-                metrics.add(loss(outputs, batch.targets), loss.measure(outputs, batch.targets), len(batch))
+                outputs = widened(views.outputs(model, batch))
+            metrics.add(loss(outputs, batch.targets), loss.measure(outputs, batch.targets), len(batch))
     return metrics.read()

@@ -3,6 +3,11 @@
 policy "stop": the mask latches, so the weights keep the values they had before the bad step; the next log
 reads the flag and names the layer by replaying the batch. policy "skip": the step is left out, BatchNorm's
 running statistics included, and counted.
+
+Where the loss is scaled an overflow is no fault: the precision finds its scale by overflowing now and then. Such a step
+is left out and counted under either policy, also if it was the forward pass that overflowed, of which gradients and
+loss tell alike. But a scale that has fallen as often as it can heals nothing, so "stop" latches after ``IN_A_ROW`` such
+steps without one that was applied, and at once where the loss alone is not finite.
 """
 
 from __future__ import annotations
@@ -11,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.interfaces import Strategy
+
+IN_A_ROW = 32
+"""Overflows in succession that a loss scale is given to heal: it falls from 65,536 to 1 in half as many."""
 
 
 class Guard:
@@ -27,6 +35,7 @@ class Guard:
         self.bad = torch.zeros((), device=device)
         self.applied = torch.ones((), dtype=torch.bool, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)  # overflows since a step was applied
         self._one = torch.ones((), device=device)
         self._buffers = [b for b in model.buffers() if self.masks]
         self._kept = [buffer.clone() for buffer in self._buffers]
@@ -35,13 +44,17 @@ class Guard:
         """Return ``bad``, from scalars that must be finite and the precision's own flag, agreed by all processes."""
         if self.skips:
             self.latched.zero_()
-        # The kernel that torch's own gradient scaler uses: one launch sets the flag; scaling by 1 changes nothing.
-        torch._amp_foreach_non_finite_check_and_unscale_(values, self.latched, self._one)
-        strategy.agree(self.latched)
         if precision_flag is None:
+            strategy.agree(_flag_non_finite(values, self.latched, self._one))
             self.bad = self.latched
-        else:  # a scaled loss overflows now and then: such a step is left out, under either policy
-            self.bad = torch.maximum(self.latched, strategy.agree(precision_flag))
+            return self.bad
+        overflow = strategy.agree(precision_flag)
+        found = strategy.agree(_flag_non_finite(values, torch.zeros_like(self.latched), self._one))
+        either = torch.maximum(found, overflow)
+        self._in_a_row.add_(1).mul_(either.to(torch.int64))
+        fault = torch.where(self._in_a_row >= IN_A_ROW, either, found * (1 - overflow))
+        torch.maximum(self.latched, fault, out=self.latched)
+        self.bad = torch.maximum(self.latched, either)
         return self.bad
 
     def settle(self) -> Tensor:
@@ -63,3 +76,12 @@ class Guard:
         """Remember the model's present buffers as good, after they were loaded from a checkpoint."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             kept.copy_(buffer)
+
+
+def _flag_non_finite(values: list[Tensor], flag: Tensor, one: Tensor) -> Tensor:
+    """Set ``flag`` to 1.0 where one of ``values`` is not finite, in one launch: the kernel of torch's GradScaler.
+
+    It also scales them, by 1, which changes nothing.
+    """
+    torch._amp_foreach_non_finite_check_and_unscale_(values, flag, one)
+    return flag

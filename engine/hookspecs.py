@@ -56,7 +56,10 @@ def on_epoch_start(run: Run, epoch: int) -> None:
 
 @hookspec
 def on_batch(run: Run, batch: Batch) -> None:
-    """A micro-batch is on the device; its tensors may be edited in place."""
+    """A micro-batch is on the device; its tensors may be edited in place.
+
+    The model then holds what its layers compute with, which a numeric policy may have rounded.
+    """
 
 
 @hookspec

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow
 from engine.pictures import Pictures
 from engine.plan import Plan
+from engine.precision import Precision
 from engine.randomness import Key
 
 __all__ = [
@@ -231,52 +232,6 @@ class Strategy(Protocol):
     def telemetry(self) -> dict[str, Tensor]:
         """Return scalars for the log, by tag, still on the device. Default: none."""
         return {}
-
-
-class Precision(Protocol):
-    """The numeric policy; the defaults compute in ``dtype`` throughout."""
-
-    dtype: torch.dtype
-    capturable: bool = False
-    """Whether a CUDA graph may hold a whole step: as a Strategy's."""
-
-    def convert(self, model: nn.Module) -> nn.Module:
-        """Return the model in this policy's numbers, with the same parameter names."""
-        return model.to(self.dtype)
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return the context of every forward pass."""
-        return nullcontext()
-
-    def scale(self) -> Tensor | None:
-        """Return the loss scale, a scalar on the device, or None for 1."""
-        return None
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Divide gradients by the scale; return 1.0 where one is not finite, else 0.0; None: not checked."""
-        return None
-
-    def update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-        """Apply the optimiser's step unless ``bad`` is 1.0; see ``engine.masking`` for the default way."""
-        from engine.masking import masked_step
-
-        masked_step(optimizer, bad)
-
-    def evaluation_weights(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context in which the model holds the weights to evaluate with."""
-        return nullcontext()
-
-    def telemetry(self) -> dict[str, Tensor]:
-        """Return scalars for the log, by tag, still on the device. Default: none."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a resume needs. Default: nothing."""
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take up what ``state`` returned."""
-        return None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -26,6 +26,7 @@ from engine.loader import Loader, Position, Step, TestLoader
 from engine.marginalization import Views
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
+from engine.precision import widened
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
 from engine.signals import StopRequests
@@ -144,6 +145,17 @@ class Parts:
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
             return f"stopped by {stop.requested}" if stop.requested else "max_time"
         return ""
+
+    def outputs(self, batch: Batch) -> Any:
+        """Return what the network makes of a micro-batch, in its numeric policy; a loss takes them in float32."""
+        with self.precision.forward(batch.samples):
+            return widened(self.network(batch.images))
+
+    def is_best(self, scalars: Mapping[str, float]) -> bool:
+        """Take note of an evaluation; return whether it is the best so far."""
+        if self.precision.calibrating:
+            return False
+        return self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
 
     def weights_to_evaluate(self) -> Sequence[AbstractContextManager[Any]]:
         """Return the contexts that put into the model, in this order, what it is evaluated with."""

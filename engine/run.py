@@ -49,7 +49,7 @@ class Run(Parts):
 
     def compute(self, batches: Sequence[Batch], count: int) -> tuple[Tensor, Tensor]:
         """Do a step's arithmetic, without waiting for the device; return the summed loss and whether it was applied."""
-        with named_range("forward and backward"):
+        with named_range("forward and backward"), self.precision.computing(self.position, self.logging):
             loss = self.strategy.forward_backward(self.loss_of, batches, self.weight(count))
         for tell in self.on_backward_end:
             tell(self)
@@ -68,7 +68,7 @@ class Run(Parts):
                 parameter.grad = None
             applied = self.guard.settle()
             self.rates.advance(applied)
-            if self.average:
+            if self.average and not self.precision.calibrating:
                 self.average.update(applied, self.rates.updates)
             self.metrics.settle(applied)
         return loss, applied
@@ -77,9 +77,8 @@ class Run(Parts):
         """Return a micro-batch's summed loss; its random draws depend on (seed, step, index) alone."""
         if self.graphed is None:  # a graph holds nothing that the host does, so there it is done before
             self.begin(batch, index)
-        with self.precision.forward():
-            outputs = self.network(batch.images)
-            loss = self.loss(outputs, batch.targets)
+        outputs = self.outputs(batch)
+        loss = self.loss(outputs, batch.targets)
         with torch.no_grad():
             self.metrics.add(loss, self.loss.measure(outputs, batch.targets), len(batch))
         return loss
@@ -115,7 +114,7 @@ class Run(Parts):
                 self.model, self.test, self.loss, self.precision, self.strategy, self.device,
                 self.weights_to_evaluate(), views=self.views,
             )  # fmt: skip
-            improved = self.best.take(scalars[f"test/{self.best.name}"], self.position.step)
+            improved = self.is_best(scalars)
             self.hooks.on_evaluate_end(run=self, scalars=scalars)
         return improved
 

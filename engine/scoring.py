@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +22,18 @@ from engine.assembly import (
     require_targets,
 )
 from engine.batch_norm import build_statistics
+from engine.compiling import compile_in_place
 from engine.evaluation import evaluate
+from engine.interfaces import Precision
 from engine.loader import Loader, TestLoader
 from engine.marginalization import build_views
 from engine.randomness import Key
 from engine.session import Session
-from engine.state import AVERAGE, MODEL
+from engine.state import AVERAGE, ENGINE, MODEL
 from engine.tables import kernel_table
 from engine.weights import load_state, read_state
+
+OF_PRECISION = "precision/"  # begins the names of its state
 
 
 def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple[dict[str, float], int]:
@@ -40,7 +45,7 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     options = session.options
     device = prepare_device(options)
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
-    state = weights_of(weights, tell)
+    given = weights_of(weights, tell)
     test = open_split(options, "test")
     require_targets(test, loss)
     augmentations = build_augmentations(options, lambda: open_split(options, "train"))
@@ -54,8 +59,9 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     model = build_model(options, test, batches.batch_at(0), loss, key)
     views = build_views(options, model, batches, loss, device)
     statistics = build_statistics(options, model, precision, strategy, training)
-    load_state(model, state, str(weights))
+    load_state(model, given.model, str(weights))
     model = precision.convert(model.to(device))
+    given.tell(precision)
     first = batches.batch_at(0).images
     kernels = build_chooser(options, session.registry)
     shape = (first.shape[0], first.shape[1], first.shape[2], first.shape[3])
@@ -65,18 +71,38 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
         for line in text.splitlines():
             tell(line)
     if options.run.compile:
-        model.compile()
+        compile_in_place(model)
     weights_in_use = [precision.evaluation_weights(model), kernels.prepared(model), statistics(model)]
     with closing(batches):
         return evaluate(model, batches, loss, precision, strategy, device, weights_in_use, views=views), len(test)
 
 
-def weights_of(path: Path, tell: Callable[[str], None]) -> Mapping[str, Tensor]:
-    """Return the parameters that ``path`` means, verified; ``tell`` hears where they come from."""
+@dataclass(frozen=True)
+class Weights:
+    """What a network is evaluated with.
+
+    model: parameters and buffers by name. precision: the state of the numeric policy that trained them, which is of
+    the class ``policy``; empty where nothing is known of it.
+    """
+
+    model: Mapping[str, Tensor]
+    precision: Mapping[str, Tensor] = field(default_factory=dict)
+    policy: str = ""
+
+    def tell(self, precision: Precision) -> None:
+        """Give a policy that has a model its state, unless it was another that trained the weights."""
+        if self.precision and self.policy == type(precision).__name__:
+            precision.load(dict(self.precision))
+
+
+def weights_of(path: Path, tell: Callable[[str], None]) -> Weights:
+    """Return the weights that ``path`` means, verified; ``tell`` hears where they come from."""
     if not path.is_dir():
-        return read_state(path)
+        return Weights(read_state(path))
     folder = manifest.locate(path, tell)
     facts, files = checkpoint.load(folder)
     averaged = AVERAGE in files
     tell(f"evaluating {folder}, after step {facts['step']}{', averaged weights' if averaged else ''}")
-    return {**files[MODEL], **files.get(AVERAGE, {})}
+    model = {**files[MODEL], **files.get(AVERAGE, {})}
+    state = {n.removeprefix(OF_PRECISION): v for n, v in files[ENGINE].items() if n.startswith(OF_PRECISION)}
+    return Weights(model, state, facts.get("precision", ""))

@@ -21,6 +21,8 @@ MODEL, OPTIMIZER, AVERAGE, ENGINE = (
     f"{name}.safetensors" for name in ("model", "optimizer", "average", "engine")
 )  # fmt: skip
 
+BEFORE = {"torch.float64": "Float64"}  # the policies of checkpoints that do not name theirs, by type, beside Float32
+
 
 def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], float | None]:
     """Return a checkpoint's tensors by file, its manifest's facts, and this step's evaluation if there was one."""
@@ -45,6 +47,7 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
         "torch": str(torch.__version__),
         "optimizer": type(run.optimizer).__name__,
         "dtype": str(run.precision.dtype),
+        "precision": type(run.precision).__name__,
         "overrides": list(run.overrides),
         "choices": run.choices,
         "position": dataclasses.asdict(run.position),
@@ -78,6 +81,11 @@ def restore(run: Parts, folder: Path) -> None:
         raise UsageError(
             f"{folder} was trained in {facts['dtype']}, this run computes in {run.precision.dtype}: choose the same "
             "precision, or start a new run"
+        )
+    ours, theirs = type(run.precision).__name__, facts.get("precision", BEFORE.get(facts["dtype"], "Float32"))
+    if ours != theirs:
+        raise UsageError(
+            f"{folder} was trained with {theirs}, this run with {ours}: choose the same precision, or start a new run"
         )
     run.position = Position(**facts["position"])
     if run.position.step > run.steps:

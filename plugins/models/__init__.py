@@ -1,11 +1,11 @@
-"""Built-in networks: cnn, lenet, resnet20."""
+"""Built-in networks: cnn, lenet, mlp, resnet20."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine import Model, hookimpl, option
+from engine import Model, UsageError, hookimpl, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,11 +34,40 @@ class SmallCNN(Model):
 class LeNet(Model):
     """LeNet as Caffe ships it: two 5x5 convolutions (20, 50 filters) and a hidden layer of 500, with ReLU."""
 
+    filters: list[int] = option([20, 50], "filters of the first and the second convolution")
+    hidden: int = option(500, "units of the hidden layer", at_least=1)
+    relu: str = option(
+        "hidden", "where ReLU is: behind the hidden layer alone, or all, the convolutions too (Gupta et al. 2015)",
+        choices=("hidden", "all"),
+    )  # fmt: skip
+
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
-        """Make the network. Raises UsageError for images smaller than 13x13."""
+        """Make the network. Raises UsageError for images smaller than 13x13 or other than two numbers of filters."""
         from .lenet import LeNet
 
-        return LeNet(inputs, outputs)
+        return LeNet(inputs, outputs, self.filters, self.hidden, everywhere=self.relu == "all")
+
+
+@dataclass
+class MLP(Model):
+    """Linear layers and ReLU, for images of any size: what papers on low precision train on MNIST."""
+
+    hidden: list[int] = option([256, 256], "units of the hidden layers, as [2048,2048,2048]; [] for none")
+    batch_norm: bool = option(False, "BatchNorm behind every linear layer, the last one too; they have no biases then")
+    dropout: float = option(0.0, "chance that a hidden unit is dropped in training", at_least=0, below=1)
+    input_dropout: float = option(0.0, "chance that a pixel is dropped in training", at_least=0, below=1)
+    init: str = option("he", "initial weights: he (He et al. 2015), normal (init_std)", choices=("he", "normal"))
+    init_std: float = option(0.01, "standard deviation of init=normal (Gupta et al. 2015: 0.01)", above=0)
+
+    def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
+        """Make the network. Raises UsageError for a layer without units."""
+        from .mlp import MLP
+
+        if any(units < 1 for units in self.hidden):
+            raise UsageError(f"model.hidden={self.hidden}: every hidden layer needs at least one unit")
+        return MLP(
+            inputs, outputs, self.hidden, self.batch_norm, self.dropout, self.input_dropout, self.init, self.init_std
+        )
 
 
 @dataclass
@@ -66,4 +95,5 @@ def engine_options(store: Store) -> None:
     """Register the built-in networks."""
     store.add("model", "cnn", SmallCNN)
     store.add("model", "lenet", LeNet)
+    store.add("model", "mlp", MLP)
     store.add("model", "resnet20", ResNet20)

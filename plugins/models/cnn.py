@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from engine import UsageError
@@ -33,6 +32,7 @@ class SmallCNN(nn.Module):
         self.conv1, self.bn1 = _convolution(channels, width)
         self.conv2, self.bn2 = _convolution(width, 2 * width)
         self.conv3, self.bn3 = _convolution(2 * width, 4 * width)
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         if drop_connect:
             self.linear: nn.Linear = DropConnectLinear(4 * width, outputs, p=drop_connect)
@@ -41,9 +41,9 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores."""
-        x = torch.relu(self.bn1(self.conv1(images)))
-        x = torch.relu(self.bn2(self.conv2(nn.functional.max_pool2d(x, 2))))
-        x = torch.relu(self.bn3(self.conv3(nn.functional.max_pool2d(x, 2))))
+        x = self.relu1(self.bn1(self.conv1(images)))
+        x = self.relu2(self.bn2(self.conv2(nn.functional.max_pool2d(x, 2))))
+        x = self.relu3(self.bn3(self.conv3(nn.functional.max_pool2d(x, 2))))
         return self.linear(self.dropout(x.mean((2, 3))))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from engine import UsageError
@@ -25,19 +24,20 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.stride, self.added = stride, (filters - channels) // 2
         self.depth = StochasticDepth(survival) if survival < 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [n, filters, height / stride, width / stride], rounded up."""
-        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.depth is not None:
             y = self.depth(y)
         if self.added:
             x = x[:, :, :: self.stride, :: self.stride]
             x = nn.functional.pad(x, (0, 0, 0, 0, self.added, self.added))
-        return torch.relu(y + x)
+        return self.relu2(y + x)
 
 
 class ResNet(nn.Module):
@@ -57,6 +57,7 @@ class ResNet(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(inputs[0], 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
         kept = [1 - block / (3 * blocks) * (1 - survival) for block in range(1, 3 * blocks + 1)]
         self.layer1 = _stage(16, 16, 1, kept[:blocks])
         self.layer2 = _stage(16, 32, 2, kept[blocks : 2 * blocks])
@@ -68,7 +69,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores."""
-        x = torch.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
 

@@ -37,7 +37,7 @@ def test_jobs_come_first(complete):
         ("engine train augment=[flip,b", ["[flip,blend"]),
         ("engine train -m augment=[flip],[f", ["[flip],[flip"]),
         ("engine train augment=[flip]", []),
-        ("engine train experiment=", ["cifar_resnet20", "mnist"]),
+        ("engine train experiment=", ["cifar_resnet20", "low_precision", "mnist"]),
         ("engine train run.compile=", ["false", "true"]),
         ("engine train run.nonfinite=s", ["stop", "skip"]),
         ("engine probe mode=mi", ["mistake"]),

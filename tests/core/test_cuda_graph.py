@@ -94,7 +94,7 @@ def assert_alike(one: Any, plain: Keeps, other: Any, by_graph: Keeps) -> None:
     ("settings", "graphs"),
     [
         ({}, 2),
-        ({"run": {"clip": 0.5, "ema": 0.9}}, 1),
+        ({"run": {"clip": 0.5, "ema": 0.9}}, 2),
         ({"optim": "adamw", "run": {"nonfinite": "skip", "channels_last": True}}, 2),
         ({"threads": 2, "precision": "float64", "run": {"log_every": 1, "clip": 1.0}, "logs": 22}, 1),
     ],
@@ -114,7 +114,7 @@ def test_replayed_steps_are_the_steps(make, host, settings, graphs):
 
 def test_each_replay_begins_with_the_seed_of_its_step(make, host):
     seeds = []
-    pair(make, lambda run: seeds.append(run.step_key.at(run.position.step - 1).value), run={"clip": 1.0})
+    pair(make, lambda run: seeds.append(run.step_key.at(run.position.step - 1).value), run={"log_every": 1})
     assert len(set(seeds)) == STEPS
     assert host.graphs[0].seeds == seeds[WARM_UP:STEPS]
 
@@ -155,7 +155,7 @@ class ThawingOptions(Transfer):
 
 
 def test_each_stage_has_graphs_of_its_own(make, host):
-    one, plain, other, by_graph = pair(make, transfer=ThawingOptions(), schedule="constant", run={"clip": 1.0})
+    one, plain, other, by_graph = pair(make, transfer=ThawingOptions(), schedule="constant", run={"log_every": 1})
     assert [len(graph.seeds) for graph in host.graphs] == [9 - WARM_UP, STEPS - 9 - WARM_UP]
     assert_same(everything(one), everything(other))
     assert plain.logs == by_graph.logs
@@ -396,7 +396,7 @@ def test_adam_is_declared_capturable_while_it_is_recorded_only(make, host):
     def look(run: Any) -> None:
         said.append(run.optimizer.param_groups[0]["capturable"])
 
-    run = graphed(make(optim="adamw", observe={"keeps": Stops(look)}, run={"steps": 8, "clip": 1.0}))
+    run = graphed(make(optim="adamw", observe={"keeps": Stops(look)}, run={"steps": 8, "log_every": 1}))
     step = run.optimizer.step
     during = []
     run.optimizer.step = lambda: (during.append(run.optimizer.param_groups[0]["capturable"]), step())[1]

@@ -103,3 +103,27 @@ def test_state_that_is_loaded_is_the_state_that_was_given():
     train_a_little(model, 1)
     average.update(APPLIED, ONE)
     assert all(torch.equal(value, given[name]) for name, value in taker.state().items()), "it keeps a copy"
+
+
+def test_averages_of_bfloat16_weights_do_not_lose_small_steps():
+    """Weights that moved from 1 to 2, averaged at 0.999 for long: bfloat16's steps are 4 or 8 times too coarse."""
+    model = nn.Linear(2, 2).bfloat16()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    average = WeightAverage(model, 0.999)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(2.0)
+    updates = 3000
+    for _ in range(updates):
+        average.update(torch.tensor(True), torch.tensor([10**6]))
+    expected = 2 - 0.999**updates
+    for value in average.state().values():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), torch.full_like(value, expected).double(), rtol=1e-4, atol=0)
+    own = [p.clone() for p in model.parameters()]
+    with average.swapped():
+        assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+        assert all(torch.equal(p, torch.full_like(p, expected)) for p in model.parameters())
+    assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), own, strict=True))

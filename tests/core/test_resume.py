@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from small_run import Tiny, Watch, assert_same, everything
-from torch import nn
 
-from engine import UsageError, manifest
+from engine import UsageError, assembly, manifest
+from engine.compiling import compile_in_place
 
 FULL = {"run": {"ema": 0.9, "clip": 1.0, "accumulate": 2, "batch": 64}}
 
@@ -76,8 +77,8 @@ def test_run_killed_with_sigkill_resumes_bit_equal(make, tmp_path):
 
 
 def test_checkpoints_do_not_depend_on_compilation(make, monkeypatch):
-    compiled = nn.Module.compile  # with the default backend this test would compile C++ for half a minute
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="aot_eager"))
+    # With the default backend this test would compile C++ for half a minute.
+    monkeypatch.setattr(assembly, "compile_in_place", partial(compile_in_place, backend="aot_eager"))
     settings = {"model": Tiny(dropout=0.0)}
     finals = []
     for name, first, second in [("a", True, False), ("b", False, True)]:

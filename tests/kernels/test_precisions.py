@@ -39,7 +39,7 @@ class BrainFloat(Precision):
         class Autocast(interfaces.Precision):
             dtype = torch.float32
 
-            def forward(self) -> Any:
+            def forward(self, samples: Any = None) -> Any:
                 return torch.autocast("cpu", torch.bfloat16)
 
         return Autocast()

@@ -77,6 +77,14 @@ class Renames(Sound):
         return nn.Sequential(model)
 
 
+class HalvesAgain(Sound):
+    def convert(self, model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter /= 2
+        return super().convert(model)
+
+
 class IntegerImages(Sound):
     dtype = torch.int8
 
@@ -179,6 +187,19 @@ class RestoresApproximately(Sound):
                 parameter.div_(1.1)
 
 
+class LoadsIntoWhatPrepareMakes(Sound):
+    """Right in training, where load() follows prepare(); an evaluation prepares nothing."""
+
+    def prepare(self, model, optimizer, key):
+        self.steps = torch.zeros(())
+
+    def state(self):
+        return {"steps": self.steps}
+
+    def load(self, state):
+        self.steps.copy_(state["steps"])
+
+
 class TellsLists(Sound):
     def telemetry(self):
         return {"overflow": [1, 2]}
@@ -201,10 +222,11 @@ class Options(Precision):
         (DoesNotLoad, "goes on exactly as if it had not been interrupted"),
         (StatesPlainNumbers, r"state\(\) returns tensors by name"),
         (Renames, r"convert\(\) keeps the parameters' names and shapes"),
+        (HalvesAgain, r"convert\(\) leaves every bit of a model that is converted already; they differ"),
         (IntegerImages, "dtype is the floating-point type of the images; it is torch.int8"),
         (DrownsInNoise, "training in these numbers learns"),
         (Explodes, "training in these numbers learns"),
-        (OneForward, r"a step forward and backward works in the context of forward\(\)"),
+        (OneForward, r"a step forward and backward works in the contexts of computing\(\) and forward\(\)"),
         (IgnoresTheMask, r"update\(\) changes nothing when bad is 1.0; the parameters changed"),
         (MasksWeightsOnly, r"update\(\) changes nothing when bad is 1.0; the optimiser's state changed"),
         (NeverUpdates, r"update\(\) applies the optimiser's step when bad is 0.0"),
@@ -214,6 +236,7 @@ class Options(Precision):
         (LeavesEvaluationWeights, r"evaluation_weights\(\) puts every bit of the model back.*; they differ$"),
         (RestoresUnlessItFails, r"evaluation_weights\(\) puts every bit of the model back.* after an exception$"),
         (RestoresApproximately, r"evaluation_weights\(\) puts every bit of the model back.*; they differ$"),
+        (LoadsIntoWhatPrepareMakes, r"convert\(\) and then load\(\) are all that an evaluation"),
         (TellsLists, r"telemetry\(\) gives scalar tensors by tag"),
     ],
 )

@@ -1,0 +1,37 @@
+"""Exporting trained networks to files that need neither the engine's training nor its plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine import Job, hookimpl, option
+
+if TYPE_CHECKING:
+    from engine.registry import Store
+    from engine.session import Session
+
+
+@dataclass
+class Export(Job):
+    """Write a trained network into a file at out= that runs without the training: packed bits, ONNX, torch.export."""
+
+    checkpoint: str = option("", "run or checkpoint folder, or a state dict in a .pt, .pth, .th or .safetensors file")
+    format: str = option(
+        "torch_export", "form of the file: binary packs a network of one bit, onnx and torch_export take any",
+        choices=("binary", "onnx", "torch_export"),
+    )  # fmt: skip
+    examples: int = option(64, "test images on which the file is compared with the model", at_least=1)
+
+    def build(self) -> Callable[[Session], None]:
+        """Return the job."""
+        from .export import export
+
+        return export
+
+
+@hookimpl
+def engine_options(store: Store) -> None:
+    """Register the job."""
+    store.add("job", "export", Export)
