@@ -1,4 +1,4 @@
-"""Draws docs/images/low-precision.png: the test error of each run of a sweep over ``precision``, from its metrics.csv.
+"""Draws low-precision.png: the test error of each run of a sweep over ``precision``, from its metrics.csv.
 
 ``engine train -m experiment=low_precision precision=... out=FOLDER`` makes the runs, and ``python
 benchmarks/plots/precision.py FOLDER`` draws them; it needs matplotlib (requirements-bench.txt). A curve is named by
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 COLOURS = ("black", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito 2008
 MARKS = "osDv^x+"
 Curve = tuple[list[int], list[float]]
@@ -22,9 +21,9 @@ Curve = tuple[list[int], list[float]]
 
 
 def curves(sweep: Path) -> dict[str, Curve]:
-    """Return the curve of every run below ``sweep`` by its precision, in the order of the jobs."""
+    """Return the curve of every run with a checkpoint below ``sweep`` by its precision, in the order of the jobs."""
     found: dict[str, Curve] = {}
-    jobs = (folder for folder in sweep.iterdir() if folder.name.isdigit())
+    jobs = (folder for folder in sweep.iterdir() if folder.name.isdigit() and any(folder.glob("checkpoints/step-*")))
     for run in sorted(jobs, key=lambda folder: int(folder.name)):
         found[precision_of(run)] = curve(run / "metrics.csv")
     return found
@@ -71,14 +70,15 @@ def main(given: Sequence[str] | None = None) -> None:
     """Read and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep", type=Path, help="the folder of a sweep's runs")
-    parser.add_argument("--to", type=Path, default=IMAGES / "low-precision.png", help="default: in docs/images")
+    parser.add_argument("--to", type=Path, help="default: low-precision.png in that folder")
     chosen = parser.parse_args(given)
     found = curves(chosen.sweep) if chosen.sweep.is_dir() else {}
     if not found:
         print(f"benchmarks/plots/precision.py: no runs of a sweep in {chosen.sweep}", file=sys.stderr)
         raise SystemExit(2)
-    draw(found, chosen.to)
-    print(f"wrote {chosen.to}")
+    path = chosen.to or chosen.sweep / "low-precision.png"
+    draw(found, path)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
