@@ -11,7 +11,6 @@ isa: the instruction set on the CPU. code: tests give the kernels of GPUs compil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import UsageError, did_you_mean
 from engine.ops import cuda_binary
-from engine.ops.extension import _cpu
+from engine.ops.extension import _cpu, wanted_set
 
 PANEL = 32  # filters that lie side by side
 DEVICES = ("cpu", "cuda")
@@ -41,14 +39,7 @@ def instruction_set() -> str:
 
     Raises UsageError if ENGINE_ISA names one that was not compiled or that this CPU lacks.
     """
-    known = instruction_sets()
-    usable = [name for name, here in known.items() if here]
-    wanted = os.environ.get("ENGINE_ISA") or usable[0]
-    if wanted not in known:
-        raise UsageError(f"ENGINE_ISA={wanted}: no such instruction set{did_you_mean(wanted, list(known))}")
-    if wanted not in usable:
-        raise UsageError(f"ENGINE_ISA={wanted}: this processor lacks it; it has {', '.join(usable)}")
-    return wanted
+    return wanted_set(instruction_sets())
 
 
 def words_of(length: int) -> int:

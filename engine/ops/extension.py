@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -81,7 +82,15 @@ def instruction_set() -> str:
 
     Raises UsageError if ENGINE_ISA names one that was not compiled or that this CPU lacks.
     """
-    known = instruction_sets()
+    return wanted_set(instruction_sets())
+
+
+def wanted_set(known: Mapping[str, bool]) -> str:
+    """Return the instruction set that ENGINE_ISA names, else the first of ``known`` that this CPU has.
+
+    known: those that some kernels were compiled for, the best first, and which this CPU has. Raises UsageError as
+    ``instruction_set`` does.
+    """
     usable = [name for name, here in known.items() if here]
     wanted = os.environ.get("ENGINE_ISA") or usable[0]
     if wanted not in known:

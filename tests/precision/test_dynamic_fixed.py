@@ -22,14 +22,6 @@ from engine.testing import check_precision
 REGISTRY = Registry.load()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def grid(x: NDArray, bits: int, exponent: int) -> NDArray:
     """Return x rounded as the authors' code does: multiples of 2^(e - bits + 1), their range symmetric."""
     scale = 2.0 ** (bits - 1 - exponent)

@@ -27,14 +27,6 @@ from engine.testing import check_precision
 REGISTRY = Registry.load()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def grid(x: NDArray, il: int, fl: int) -> NDArray:
     """Return x rounded to the nearest of <il, fl>, halves to even, as the paper's definition reads."""
     return numpy.clip(numpy.rint(x * 2.0**fl) * 2.0**-fl, -(2.0 ** (il - 1)), 2.0 ** (il - 1) - 2.0**-fl)

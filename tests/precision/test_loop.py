@@ -26,15 +26,6 @@ POLICIES = {
 FULL = {"ema": 0.9, "clip": 1.0, "accumulate": 2, "batch": 64, "log_every": 3, "epochs": 2, "evaluate_every": "never"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These networks are so small that a second thread, on a busy machine, is only waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     "precision",
     [

@@ -19,14 +19,6 @@ class Alone(Strategy):
     rank, world = 0, 1
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_scale_that_starts_too_high_is_found_by_leaving_steps_out(tmp_path, policy):
     """A run that starts with 2^30 ends bit-equal to one that starts with what that found, on the batches after."""
