@@ -90,7 +90,7 @@ def measure(report: Report, quick: bool) -> None:
     torch.set_num_threads(1)
     try:
         for name, network in NETWORKS.items():
-            _compare(report, name, network, 10 if quick else 100)
+            _compare(report, name, network, 5 if quick else 100)
     finally:
         torch.set_num_threads(threads)
 

@@ -148,6 +148,6 @@ def measure(report: Report, quick: bool) -> None:
     torch.set_num_threads(1)
     try:
         for name in NETWORKS:
-            measure_network(report, name, 5 if quick else 30)
+            measure_network(report, name, 3 if quick else 30)
     finally:
         torch.set_num_threads(threads)

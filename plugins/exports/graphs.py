@@ -122,4 +122,4 @@ def _written(
             )
         size = before.stat().st_size
     same = "have the same bits as" if farthest == 0 else f"differ by at most {farthest:.1g} of the largest from"
-    return f"{path}: {size:,} bytes; outputs of {len(network.images)} test images {same} the model's"
+    return f"{path}: {size:,} bytes; outputs of {len(network.images)} test images {same} the exported model's in torch"
