@@ -32,6 +32,9 @@ class Precision(Protocol):
     calibrating: bool = False
     """Whether the run is in those: then no evaluation counts as the best, and no average of weights is kept."""
 
+    remark: str = ""
+    """A few words on how the converted model computes here, such as "emulated", beside the policy's name. Optional."""
+
     sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
     """Returns the sum of a tensor over all processes, the same in each: set by the engine before ``prepare``."""
 

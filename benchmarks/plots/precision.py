@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 COLOURS = ("black", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito 2008
@@ -73,8 +74,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, help="default: low-precision.png in that folder")
     chosen = parser.parse_args(given)
     found = curves(chosen.sweep) if chosen.sweep.is_dir() else {}
-    if not found:
-        print(f"benchmarks/plots/precision.py: no runs of a sweep in {chosen.sweep}", file=sys.stderr)
+    mistake = "" if found else f"no runs of a sweep in {chosen.sweep}"
+    if not find_spec("matplotlib"):
+        mistake = "matplotlib is needed: pip install -r requirements-bench.txt"
+    if mistake:
+        print(f"benchmarks/plots/precision.py: {mistake}", file=sys.stderr)
         raise SystemExit(2)
     path = chosen.to or chosen.sweep / "low-precision.png"
     draw(found, path)

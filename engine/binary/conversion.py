@@ -218,8 +218,8 @@ def _require_signs(
         if use.module in chosen and not _is_binary(use.module) and behind_layer and not behind_sign:
             raise UsageError(
                 f"precision={how.precision}: layer '{use.name}' ({type(use.module).__name__}) reads the numbers of "
-                "another layer with no activation between them: put a module nn.ReLU() or nn.Hardtanh() there, or "
-                "choose another model"
+                "another layer with no activation between them: put a module nn.ReLU() or nn.Hardtanh() there "
+                "(model=lenet has it with model.relu=all), or choose another model"
             )
         sign, layer = use.module in made or _is_sign(use.module), _weighted(use.module)
         if sign or (behind_sign and not layer):

@@ -22,7 +22,17 @@ from engine.binary.operations import OPERATIONS, fixed_point_steps
 from engine.binary.pixels import Pixels
 from engine.errors import UsageError
 from engine.ops import cuda_binary
-from engine.ops.binary import DEVICES, BinaryConvolution, Thresholds, pack_signs, pool_bits, unpack_signs, words_of
+from engine.ops.binary import (
+    DEVICES,
+    BinaryConvolution,
+    Thresholds,
+    instruction_sets,
+    pack_signs,
+    pool_bits,
+    unpack_signs,
+    words_of,
+)
+from engine.ops.extension import require_set
 
 Step = Callable[[Tensor], Tensor]
 Images = TypeVar("Images", Tensor, np.ndarray)
@@ -32,7 +42,8 @@ def load(path: str | Path, isa: str = "", device: torch.device | str = "cpu") ->
     """Return the packed network of a file that engine export format=binary wrote.
 
     isa: the instruction set of its kernels, by default the best that this CPU has. device: where it computes. Raises
-    UsageError naming the file if it is missing, no such file, damaged or truncated; or where there is no such GPU.
+    UsageError naming the file if it is missing, no such file, damaged or truncated; or where there is no such GPU, or
+    no such instruction set.
     """
     header, arrays = container.read(Path(path))
     try:
@@ -78,6 +89,8 @@ class BinaryNetwork:
     ) -> None:
         self.facts: dict[str, Any] = dict(header.get("facts", {}))
         self.device = _device_of(device)
+        if isa:
+            require_set(isa, instruction_sets(), "isa")
         self._header, self._arrays, self._isa, self._code = header, arrays, isa, code
         self.shape = tuple(int(size) for size in header["input"]["shape"])
         values = header["input"].get("values")

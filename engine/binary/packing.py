@@ -147,7 +147,7 @@ class _Packing:
                 self.steps.append({"kind": "pack"})
                 self.kind = "bits"
             return place + 1
-        if self.kind == "bits" and operation.name == "max_pool2d" and _plain(operation):
+        if self.kind == "bits" and operation.name == "max_pool2d" and self._plain(place):
             self._pool(operation)
             return place + 1
         if self.kind == "bits" and operation.name == "flatten":
@@ -226,7 +226,7 @@ class _Packing:
             if operation.name == "sign":
                 return index
             norms += operation.name == "batch_norm"
-            monotone = operation.name in MONOTONE or (operation.name == "max_pool2d" and _plain(operation))
+            monotone = operation.name in MONOTONE or (operation.name == "max_pool2d" and self._plain(index))
             if not monotone or norms > 1:
                 return None
         return None
@@ -261,12 +261,15 @@ class _Packing:
             self._pool(pool)
         self.kind = "bits"
 
+    def _plain(self, place: int) -> bool:
+        """Return whether the maxima at a place are of whole windows without gaps."""
+        settings, sizes = self.operations[place].settings, self.shapes[place][1:]
+        window = zip(sizes, settings["kernel"], settings["stride"], settings["padding"], strict=True)
+        whole = all((size + 2 * padding - kernel) % stride == 0 for size, kernel, stride, padding in window)
+        return settings["dilation"] == [1, 1] and (whole or not settings["ceil"])
+
     def _pool(self, operation: Operation) -> None:
         self.steps.append({"kind": "pool", **{key: operation.settings[key] for key in ("kernel", "stride", "padding")}})
-
-
-def _plain(pool: Operation) -> bool:
-    return pool.settings["dilation"] == [1, 1] and not pool.settings["ceil"]
 
 
 def _same_everywhere(signs: Tensor, layer: str) -> Tensor:

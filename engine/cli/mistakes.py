@@ -42,6 +42,7 @@ def _reworded(text: str) -> str:
         text,
     )
     text = re.sub(r"Value '(.*)' is not a valid bool.*", r"'\1' is not true or false", text)
+    text = re.sub(r"Invalid value assigned: (\w+) is not a ListConfig.*", r"a list is needed, as [1,2], not \1", text)
     text = re.sub(r"Key '(.*)' not in '(\w+)'", r"\2 has no option '\1'", text)
     text = re.sub(r"Invalid type assigned: .* a subclass of (\w+)\. value: (.*)", r"\2 cannot replace \1", text)
     return re.sub(r"field '.*' is not Optional", "null is not allowed here", text)

@@ -17,11 +17,11 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 
-from engine.cli import folders, resume
+from engine.cli import folders, mistakes, resume
 from engine.cli.overrides import parse, without_implied
 from engine.cli.presets import PRIMARY
 from engine.cli.task import Task, options_of, words_of
-from engine.errors import EXIT_CRASHED, EngineError, Stopped
+from engine.errors import EXIT_CRASHED, EngineError, Stopped, UsageError
 from engine.options import Options
 
 
@@ -37,9 +37,7 @@ class Sweep(Task):
         """Do one job."""
         composed = HydraConfig.get()
         name = f"job {composed.job.num}"
-        words = without_implied(words_of(composed.overrides.task))
-        words = [word for word in words if not word.startswith(("job=", "out="))]
-        print(f"{name}: {' '.join(words)}", flush=True)
+        print(f"{name}: {_as_typed(words_of(composed.overrides.task))}", flush=True)
         try:
             self.perform(config)
         except EngineError as error:
@@ -59,12 +57,12 @@ def sweep(hydra: Hydra, overrides: list[str], task: Task, keeps_output: bool) ->
     """Run every combination, after all were composed and checked."""
     combinations = _combinations(hydra, overrides)
     for number, words in enumerate(combinations):  # a mistake in the last one must show before the first has run
-        config = hydra.compose_config(PRIMARY, words, RunMode.RUN)
-        with open_dict(config):
-            config.hydra.job.num = number
-            HydraConfig.instance().set_config(config)  # so that ${hydra:job.num} can be resolved
-            del config["hydra"]
-        options_of(config)
+        try:
+            _check(hydra, words, number)
+        except mistakes.COMPOSING as error:
+            raise UsageError(f"job {number} ({_as_typed(words)}): {mistakes.in_one_line(error)}") from error
+        except UsageError as error:
+            raise UsageError(f"job {number} ({_as_typed(words)}): {error}") from error
     if not keeps_output:
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra insists on a folder for its sweep
             _launch(hydra, overrides, combinations, [f"hydra.sweep.dir={resume.quoted(nowhere)}"], task)
@@ -73,6 +71,21 @@ def sweep(hydra: Hydra, overrides: list[str], task: Task, keeps_output: bool) ->
     out = folders.usable(Path(given[0])) if given else folders.fresh()
     _launch(hydra, overrides, combinations, [] if given else [f"out={resume.quoted(out)}"], task)
     print(f"compare the runs: tensorboard --logdir {out}")
+
+
+def _check(hydra: Hydra, words: list[str], number: int) -> None:
+    """Raise what a combination's options are refused with, before anything is built of them."""
+    config = hydra.compose_config(PRIMARY, words, RunMode.RUN)
+    with open_dict(config):
+        config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)  # so that ${hydra:job.num} can be resolved
+        del config["hydra"]
+    options_of(config)
+
+
+def _as_typed(words: Sequence[str]) -> str:
+    """Return a combination's overrides without what all jobs have, and what was added to them."""
+    return " ".join(word for word in without_implied(words) if not word.startswith(("job=", "out=")))
 
 
 def _combinations(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:

@@ -91,13 +91,21 @@ def wanted_set(known: Mapping[str, bool]) -> str:
     known: those that some kernels were compiled for, the best first, and which this CPU has. Raises UsageError as
     ``instruction_set`` does.
     """
-    usable = [name for name, here in known.items() if here]
-    wanted = os.environ.get("ENGINE_ISA") or usable[0]
-    if wanted not in known:
-        raise UsageError(f"ENGINE_ISA={wanted}: no such instruction set{did_you_mean(wanted, list(known))}")
-    if wanted not in usable:
-        raise UsageError(f"ENGINE_ISA={wanted}: this processor lacks it; it has {', '.join(usable)}")
+    wanted = os.environ.get("ENGINE_ISA") or next(name for name, here in known.items() if here)
+    require_set(wanted, known, "ENGINE_ISA")
     return wanted
+
+
+def require_set(wanted: str, known: Mapping[str, bool], option: str) -> None:
+    """Raise UsageError, naming the option, for an instruction set that was not compiled or that this CPU lacks.
+
+    known: as in ``wanted_set``.
+    """
+    if wanted not in known:
+        raise UsageError(f"{option}={wanted}: no such instruction set{did_you_mean(wanted, list(known))}")
+    if not known[wanted]:
+        usable = ", ".join(name for name, here in known.items() if here)
+        raise UsageError(f"{option}={wanted}: this processor lacks it; it has {usable}")
 
 
 class Convolution(Algorithm):

@@ -33,6 +33,7 @@ FLAGGED = "unscale() returns 1.0 where a gradient is not finite, else 0.0, or al
 EVALUATED = "evaluation_weights() puts every bit of the model back, also after an exception"
 LOADED = "{}() and then load() are all that an evaluation, or an export, of a checkpoint needs"
 TELLS = "telemetry() gives scalar tensors by tag"
+REMARK = "remark is text of one line, for a converted model"
 
 
 def check_precision(precision: PrecisionOptions | Precision, *, learns: float = 0.5) -> None:
@@ -41,9 +42,9 @@ def check_precision(precision: PrecisionOptions | Precision, *, learns: float = 
     Promises: convert keeps names and shapes, and every bit of what is converted already; 40 steps bring the loss below
     ``learns`` times what it was; state and load round trip: a resumed training ends bit-equal; a masked update leaves
     parameters and optimiser state bit-equal; unscale divides by the scale and flags what is not finite; evaluation
-    weights are put back; a checkpoint's state is taken up after convert or export alone; telemetry is scalars. Options
-    are built anew for each run; a ready policy must load its own state. A policy with a loss scale may leave steps out
-    until it has found it. Raises BrokenPromise.
+    weights are put back; a checkpoint's state is taken up after convert or export alone; telemetry is scalars, remark a
+    line. Options are built anew for each run; a ready policy must load its own state. A policy with a loss scale may
+    leave steps out until it has found it. Raises BrokenPromise.
     """
     promises = Promises(precision)
 
@@ -75,6 +76,8 @@ class _Training:
         with promises.works("convert() takes a model that it has converted, as each stage begins"):
             self.model = precision.convert(self.model)
         promises.expect(same_bits(once, self.model.state_dict()), AGAIN, "they differ")
+        remark = precision.remark
+        promises.expect(isinstance(remark, str) and "\n" not in remark, REMARK, f"it is {remark!r}")
         floats = isinstance(precision.dtype, torch.dtype) and precision.dtype.is_floating_point
         promises.expect(floats, "dtype is the floating-point type of the images", f"it is {precision.dtype}")
         named = dict(self.model.named_parameters())

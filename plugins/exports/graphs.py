@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -43,9 +44,12 @@ def write_onnx(network: Trained, path: Path) -> str:
 
     def write(file: Path) -> None:
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it tells that torchvision is not there
-        made = torch.onnx.export(
-            _exported(network), (), input_names=["images"], output_names=["outputs"], dynamo=True, verbose=False
-        )
+        program = _exported(network)
+        with warnings.catch_warnings():  # torch 2.13 copies its own trees in a way that it warns of
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            made = torch.onnx.export(
+                program, (), input_names=["images"], output_names=["outputs"], dynamo=True, verbose=False
+            )
         assert made is not None
         model = made.model_proto
         onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in _facts(network).items()})

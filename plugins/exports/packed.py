@@ -21,9 +21,10 @@ def write(network: Trained, path: Path) -> str:
     if network.images.dtype != torch.float32:
         raise UsageError(f"format=binary packs networks of float32, not {network.images.dtype}: choose another format")
     model, pixels = network.model, None if network.pixels is None else Pixels(network.pixels)
+    told = []  # what is to be said of the file, once it is there
     if pixels is None:
-        _say("the file takes floats alone: preparing an image is more than looking up its pixels' values")
-    packed = pack(model, network.images, pixels, _say)
+        told.append("the file takes floats alone: preparing an image is more than looking up its pixels' values")
+    packed = pack(model, network.images, pixels, told.append)
     packed.header["facts"] = {"engine": __version__, "classes": list(network.classes)}
     with beside(path, ".bits") as before:
         with naming(path):
@@ -32,12 +33,10 @@ def write(network: Trained, path: Path) -> str:
             same = torch.equal(load(before)(network.images), model(network.images))
         if not same:
             raise RuntimeError(f"{before} does not compute what was packed")
+    for text in told:
+        print(f"engine: {text}", file=sys.stderr)
     floats = 4 * sum(p.numel() for p in model.parameters())
     return (
         f"{path}: {size:,} bytes, {floats / size:.1f} times smaller than the parameters as float32; outputs of "
         f"{len(network.images)} test images have the same bits as the model's"
     )
-
-
-def _say(text: str) -> None:
-    print(f"engine: {text}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shlex
@@ -49,6 +50,19 @@ class Progress:
         self._first_step = 0
         self._started = self._told_at = time.monotonic()
         self._told_step = -1
+
+    @hookimpl
+    def on_save_checkpoint(self, run: Run, state: dict[str, Any]) -> None:
+        """Note how the numeric policy was set."""
+        state["progress"] = {"precision": dataclasses.asdict(run.options.precision)}
+
+    @hookimpl
+    def on_load_checkpoint(self, run: Run, state: dict[str, Any]) -> None:
+        """Tell which options of the numeric policy are others from here on: all that is computed depends on them."""
+        saved = state.get("progress", {}).get("precision", {})
+        for name, value in dataclasses.asdict(run.options.precision).items():
+            if (before := saved.get(name, value)) != value:
+                say(f"precision.{name}={value} from step {run.position.step:,} on; it was {before} before")
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
@@ -148,14 +162,16 @@ class Progress:
 
 
 def introduction(run: Run) -> str:
-    """Return one line: what is trained, on what, where and for how long."""
+    """Return one line: what is trained, in which numbers unless in float32, on what, where and for how long."""
     size = "x".join(str(side) for side in run.source.shape)
     classes = f", {len(run.source.classes)} classes" if run.source.classes else ""
     cores = torch.get_num_threads()
     threads = f", {cores} thread{'s' * (cores > 1)}" if run.device.type == "cpu" else ""
+    precision, remark = run.choices.get("precision", "float32"), run.precision.remark
+    numbers = "" if precision == "float32" else f" in {precision}{f' ({remark})' if remark else ''}"
     resumed = f", from step {run.position.step:,}" if run.position.step else ""
     return (
-        f"training {run.choices['model']} ({sum(p.numel() for p in run.model.parameters()):,} parameters) "
+        f"training {run.choices['model']} ({sum(p.numel() for p in run.model.parameters()):,} parameters){numbers} "
         f"on {run.choices['data']} ({len(run.source):,} images of {size}{classes}), "
         f"{run.device}{threads}, {run.steps:,} steps in {_epochs(run)} epochs{resumed}"
     )

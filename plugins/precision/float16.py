@@ -43,6 +43,11 @@ class Float16(RoundedPrecision):
         """Whether a CUDA graph may hold a step: one that autocast makes."""
         return self._emulate != "always"
 
+    @property
+    def remark(self) -> str:  # type: ignore[override]
+        """Say whether float16 is emulated."""
+        return "emulated in float32" if self.emulated else ""
+
     def quantizer(self, role: Role, name: str) -> Quantizer | None:
         """Return what rounds to float16, where that is emulated."""
         rounded = role in OF_LAYERS or (role in OF_WEIGHTS and name not in self._wide)

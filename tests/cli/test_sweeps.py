@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 
+import pytest
+
 from engine.errors import EXIT_CRASHED, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
 
@@ -52,6 +54,22 @@ def test_epochs_swept_over_an_experiment_that_gives_steps(engine, sessions):
     assert [(s.options.run.epochs, s.options.run.steps) for s in sessions] == [(1, None), (2, None)] * 2
     assert sessions[3].overrides == ["experiment=cifar_resnet20", "data.root=/x", "run.epochs=2"]
     assert "job 3: experiment=cifar_resnet20 data.root=/x run.epochs=2\n" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["precision=float32,fixed", "precision.il=5"],
+            "job 0 (precision=float32 precision.il=5): precision.il: Float32 has no option 'il'",
+        ),
+        (["run.batch=8,0"], "job 1 (run.batch=0): run.batch=0: must be at least 1"),
+    ],
+)
+def test_a_mistake_names_the_first_job_that_has_it_before_any_has_run(engine, sessions, words, expected):
+    done = engine("probe", "-m", *words)
+    assert (done.code, done.err) == (EXIT_USAGE, f"engine: {expected}\n")
+    assert sessions == []
 
 
 def test_a_failure_does_not_hide_the_others(engine, sessions):

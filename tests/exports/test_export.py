@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import manifest
+from engine import UsageError, manifest
 from engine.binary import load
 from engine.interfaces import Source
 from engine.registry import Registry
@@ -108,11 +108,20 @@ def test_a_folder_lost_during_the_export_is_one_line_too(engine, trained, monkey
     assert f"out={folder}/{name} cannot be written (" in told.splitlines()[-1]
 
 
+def test_an_instruction_set_that_is_none_is_named_when_a_file_is_loaded(engine, trained):
+    trained("model=onebit", "augment=[normalize]")
+    assert engine("export", "checkpoint=run", "format=binary", "out=network.bits")[0] == 0
+    with pytest.raises(UsageError, match=r"^isa=foo: no such instruction set"):
+        load("network.bits", isa="foo")
+
+
 def test_an_ordinary_network_is_for_the_other_formats(engine, trained):
     trained("model=cnn", "model.width=8")
     code, _, told = engine("export", "checkpoint=run", "format=binary", "out=network.bits")
     assert code == 2
-    assert "no layer computes with one bit on both sides" in told
+    evaluated, refused = (line for line in told.splitlines() if "memory:" not in line)  # and no line of a layer
+    assert "evaluating run" in evaluated
+    assert "no layer computes with one bit on both sides" in refused
     assert engine("export", "format=binary", "out=network.bits")[0] == 2
 
 
@@ -137,7 +146,7 @@ def test_torch_export_gives_a_program_for_any_batch(engine, trained):
     assert len(facts["classes"]) == 10
 
 
-def test_onnx_says_what_to_install_or_writes_a_file_that_its_own_library_runs(engine, trained):
+def test_onnx_says_what_to_install_or_writes_a_file_that_its_own_library_runs(engine, trained, recwarn):
     trained("model=cnn", "model.width=8")
     code, out, told = engine("export", "checkpoint=run", "format=onnx", "out=network.onnx", "examples=6")
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
@@ -150,6 +159,7 @@ def test_onnx_says_what_to_install_or_writes_a_file_that_its_own_library_runs(en
 
     assert code == 0, told
     assert "outputs of 6 test images" in out
+    assert not [warning for warning in recwarn if warning.category is FutureWarning]
     facts = {entry.key: json.loads(entry.value) for entry in onnx.load("network.onnx").metadata_props}
     scale, shift = (facts["preprocessing"][name][0] for name in ("scale", "shift"))
     images = digits().records(range(5)).images.float() * scale + shift

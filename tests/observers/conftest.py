@@ -119,7 +119,9 @@ def make_run(tmp_path: Path) -> Callable[..., FakeRun]:
             options=options(**changes),
             config="model:\n  width: 8\n",
             overrides=["model=net", "model.width=8"],
-            choices={"job": "train", "data": "toy", "augment": ["flip"], "model": "net", "observe": ["progress"]},
+            choices={"job": "train", "data": "toy", "augment": ["flip"], "model": "net", "observe": ["progress"]}
+            | {"precision": "float32"},
+            precision=SimpleNamespace(remark=""),
             out=folder,
             model=nn.Linear(3, 2),
             loss=SimpleNamespace(metrics={"accuracy": True}),

@@ -55,6 +55,17 @@ def test_plain_lines(make_run, capsys):
     assert len(lines) == 7
 
 
+@pytest.mark.parametrize(
+    ("choice", "remark", "expected"),
+    [("bfloat16", "", "8 parameters) in bfloat16 on toy"), ("float16", "emulated", " in float16 (emulated) on toy")],
+)
+def test_numbers_other_than_float32_are_named(make_run, capsys, choice, remark, expected):
+    run = make_run()
+    run.choices["precision"], run.precision.remark = choice, remark
+    run.play(Progress().build(), until=1, ends=None)
+    assert expected in capsys.readouterr().err.splitlines()[0]
+
+
 def test_lines_between_evaluations_come_after_a_while(make_run, capsys):
     run = make_run()
     run.play(Progress(every=1e-9).build(), until=2, ends=None)

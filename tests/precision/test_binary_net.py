@@ -10,6 +10,8 @@ from torch import nn
 
 from engine import UsageError
 from engine.binary.modules import BinaryConv2d, BinaryLinear, Sign
+from engine.binary.network import BinaryNetwork
+from engine.binary.packing import pack
 from engine.loader import Position
 from engine.plugins.models import MLP, LeNet, ResNet20, SmallCNN
 from engine.plugins.precision import XNOR, BinaryNet
@@ -154,7 +156,7 @@ class Functional(nn.Module):
             nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
             r"layer '2' \(Linear\) reads the numbers of another layer with no activation between them",
         ),
-        (LeNet().build((1, 16, 16), 5), r"layer 'conv2' \(Conv2d\) reads the numbers of another layer"),
+        (LeNet().build((1, 16, 16), 5), r"layer 'conv2' \(Conv2d\) reads the numbers .*model=lenet .* model.relu=all"),
         (nn.Sequential(nn.LSTM(4, 4)), r"layer '0' \(LSTM\) computes several things in one"),
         (nn.MultiheadAttention(4, 2), r"layer 'MultiheadAttention' \(MultiheadAttention\) computes several things"),
         (nn.Sequential(nn.Conv1d(1, 1, 3)), r"layer '0' \(Conv1d\) has weights of its own"),
@@ -242,3 +244,13 @@ def test_activations_outside_the_window_are_counted_in_watched_steps_of_training
     assert set(policy.telemetry()) == {
         "precision/weight_flips", "precision/clipped_weights", "precision/outside_window"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "floats"), [(28, False), (15, True)])
+def test_pooling_that_keeps_an_odd_last_row_is_packed_as_bits_where_there_is_none(size, floats):
+    model = BinaryNet().build().convert(LeNet(relu="all").build((1, size, size), 10)).eval()
+    images, told = torch.randn(8, 1, size, size), []
+    packed = pack(model, images, tell=told.append)
+    with torch.no_grad():
+        assert torch.equal(BinaryNetwork(packed.header, packed.arrays)(images), model(images))
+    assert bool(told) == floats

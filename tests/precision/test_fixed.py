@@ -136,9 +136,11 @@ def test_options_come_from_the_command_line(engine):
     code, _, told = engine(*words, "precision.rounding=up")
     assert (code, told.count("\n")) == (2, 1)
     assert "precision.rounding" in told
-    code, _, told = engine(*words, "precision.update=[20,10]")
-    assert (code, told.count("\n")) == (2, 1)
-    assert "precision.update" in told
+    for value, reason in (("[20,10]", ""), ("[4]", "write two numbers"), ("4", "precision.update: a list is needed")):
+        code, _, told = engine(*words, f"precision.update={value}")
+        assert (code, told.count("\n")) == (2, 1)
+        assert "precision.update" in told
+        assert reason in told
 
 
 @pytest.mark.parametrize("options", [Fixed(), Fixed(il=4, fl=12, rounding="nearest", sums="float64")])
@@ -191,9 +193,22 @@ def test_a_checkpoint_of_other_formats_is_refused(engine):
     code, _, told = engine("train", *words, "run.steps=3", "precision.weight_fl=12", "resume=auto", "out=run")
     assert code == 2
     assert "the checkpoint's optimizer_state is <6, 10>, here it is <6, 12>" in told
-    code, told, _ = engine("evaluate", "checkpoint=run", *words)
+    code, out, told = engine("evaluate", "checkpoint=run", *words)
     assert code == 0
-    assert "accuracy" in told
+    assert "accuracy" in out
+    assert "trained in" not in told
+    code, _, told = engine("evaluate", "checkpoint=run", "precision=float32")
+    assert code == 0
+    assert "after step 2, in float32 (trained in fixed)\n" in told
+
+
+def test_other_options_on_a_resume_are_told(engine):
+    words = ("data.size=8", "run.batch=512", "precision=fixed", "resume=auto", "out=run")
+    for steps, options in enumerate([[], [], ["precision.rounding=nearest"], []], start=1):
+        code, _, told = engine("train", *words, f"run.steps={steps}", *options)
+        assert code == 0, told
+        changed = "precision.rounding=nearest from step 2 on; it was stochastic before"
+        assert [line for line in told.splitlines() if line.startswith("precision.")] == [changed] * len(options)
 
 
 def test_weights_of_any_origin_are_evaluated_on_the_grid():

@@ -182,6 +182,7 @@ def test_a_cpu_emulates_where_it_lacks_the_units(monkeypatch, emulate, quick, em
     model = policy.convert(nn.Linear(4, 2))
     with policy.forward():
         assert model(torch.ones(1, 4)).dtype == (torch.float32 if emulated else torch.float16)
+    assert ("emulated" in policy.remark) == emulated
 
 
 def test_a_cpu_without_the_units_is_refused_where_nothing_may_be_emulated(monkeypatch):

@@ -14,7 +14,7 @@ from small_run import Watch, assert_same, everything
 from engine import assembly
 from engine.compiling import compile_in_place
 from engine.plugins.precision import Bfloat16, Bfloat16SR, Float16
-from engine.testing import check_precision
+from engine.testing import BrokenPromise, check_precision
 
 POLICIES = {
     "bfloat16": Bfloat16(),
@@ -39,6 +39,13 @@ FULL = {"ema": 0.9, "clip": 1.0, "accumulate": 2, "batch": 64, "log_every": 3, "
 )
 def test_every_option_keeps_the_promises_of_a_policy(precision):
     check_precision(precision)
+
+
+def test_a_remark_of_two_lines_breaks_a_promise():
+    policy = Bfloat16().build()
+    policy.remark = "quick\nand small"
+    with pytest.raises(BrokenPromise, match="remark is text of one line"):
+        check_precision(policy)
 
 
 def stop_after(step):

@@ -19,6 +19,7 @@ from engine.plugins.precision import Bfloat16, Bfloat16SR, Float16
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from formats import step_time
 from harness import Report
+from plots import precision as plot
 
 
 @dataclass
@@ -96,3 +97,11 @@ def test_the_benchmark_trains_the_networks_that_it_names(name):
     filters = [m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert filters == ([64, 64, 128, 128, 256, 256] if "VGG" in name else [64] * 7)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, step_time.CLASSES)
+
+
+def test_the_plot_without_matplotlib_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        plot.main([str(tmp_path)])
+    told = capsys.readouterr().err
+    assert told == "benchmarks/plots/precision.py: matplotlib is needed: pip install -r requirements-bench.txt\n"
