@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,8 @@ from engine.batch_norm import build_statistics
 from engine.checkpoint import Checkpoints
 from engine.compiling import compile_in_place
 from engine.cuda_graph import GraphedStep, require_recordable, require_recordable_optimizer
+from engine.devices import prepare_device
+from engine.distributed.agreement import require_agreement
 from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.folder import claim, record
@@ -46,19 +47,20 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     overwritten, for options, data or a checkpoint that do not fit together.
     """
     options, out = session.options, session.out
-    start = starting_point(options.resume, out, tell)
-    device = prepare_device(options)
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
+    start = agreed_start(strategy, lambda: starting_point(options.resume, out, tell))
+    device = prepare_device(options)
     key = Key.of(options.run.seed)
     train, test = open_splits(options)
     augmentations = build_augmentations(options, lambda: train)
     reading = reading_of(options, device, precision, strategy)
     require_targets(train, loss)
-    loader = build_loader(options, train, augmentations, key, reading)
+    loader = build_loader(options, train, augmentations, key, reading, strategy.equal_shares)
     model = build_model(options, train, loader.example(), loss, key)
     tests = TestLoader(test, augmentations, **reading, reopen=partial(options.data.build, "test"))
     views = build_views(options, model, tests, loss, device)
     statistics = build_statistics(options, model, precision, strategy, lambda: loader)
+    require_agreement(options, train, test, model)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
     watched, higher_is_better = next(iter(loss.metrics.items()), ("loss", False))
     run = Run(
@@ -72,8 +74,8 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         strategy=strategy,
         model=model.to(device),
         device=device,
-        hooks=observers({name: choice.build() for name, choice in options.observe.items()}),
-        checkpoints=Checkpoints(out, options.save.keep, options.save.best, higher_is_better),
+        hooks=observers({name: choice.build() for name, choice in options.observe.items() if strategy.leads}),
+        checkpoints=Checkpoints(out, options.save.keep, options.save.best, higher_is_better, options.save.background),
         best=Best(watched, higher_is_better),
         key=key,
         kernels=build_chooser(options, session.registry),
@@ -89,11 +91,22 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         require_recordable(run)  # before kernels are measured
     if start is None:
         enter_stage(run)
-    run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
+    if strategy.leads:
+        run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
     if start is not None:
         restore(run, start)
-    record(out, session.config)
+    if strategy.leads:
+        record(out, session.config)
     return run
+
+
+def agreed_start(strategy: Strategy, find: Callable[[], Path | None]) -> Path | None:
+    """Return the checkpoint that the process which leads finds; None for one that gets all it needs from another."""
+    if strategy.follows:
+        return None
+    found = find() if strategy.leads else None
+    shared = strategy.share(str(found) if found else "")
+    return Path(shared) if shared else None
 
 
 def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:
@@ -123,33 +136,6 @@ def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path 
 def within(checkpoint: Path, out: Path) -> bool:
     """Return whether a checkpoint's folder is one of the run folder's own."""
     return checkpoint.resolve().parent.parent == out.resolve()
-
-
-def prepare_device(options: Options) -> torch.device:
-    """Return the device of ``run.device``, from now on the current GPU if it is one; UsageError if there is none such.
-
-    Torch's deterministic mode is set as well.
-    """
-    torch.use_deterministic_algorithms(options.run.deterministic)
-    if options.run.deterministic:
-        torch.backends.cudnn.benchmark = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
-    wanted = options.run.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"run.device={wanted}: write auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and torch.version.cuda is None:
-        raise UsageError(f"run.device={wanted}: this torch was built without CUDA; install one with it, or use cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # what is told "cuda" and not which (a ConvSpec, a generator) then means this one
-    return device
 
 
 def open_split(options: Options, split: str) -> Source:
@@ -214,13 +200,20 @@ def reading_of(options: Options, device: torch.device, precision: Precision, str
 
 
 def build_loader(
-    options: Options, source: Source, augmentations: Mapping[str, Augmentation], key: Key, reading: Mapping[str, Any]
+    options: Options,
+    source: Source,
+    augmentations: Mapping[str, Augmentation],
+    key: Key,
+    reading: Mapping[str, Any],
+    equal: bool = False,
 ) -> Loader:
-    """Return what reads the training source."""
+    """Return what reads the training source; ``equal``: every process as many samples of a micro-batch."""
     data = options.data
     shuffle, reopen = Shuffle(data.shuffle, data.block, data.blocks_mixed), partial(data.build, "train")
     accumulate = options.run.accumulate
-    return Loader(source, augmentations, key, accumulate=accumulate, shuffle=shuffle, reopen=reopen, **reading)
+    return Loader(
+        source, augmentations, key, accumulate=accumulate, shuffle=shuffle, reopen=reopen, equal=equal, **reading
+    )
 
 
 def build_model(options: Options, source: Source, example: Batch, loss: LossFunction, key: Key) -> nn.Module:
@@ -274,12 +267,13 @@ def enter_stage(run: Parts) -> None:
     run.graphed = None  # the memory of the stage before is free before kernels are measured
     vars(run).pop("optimizer", None)
     options.transfer.build().prepare(run.model, stage)
+    _, channels, height, width = run.loader.example().images.shape
+    example = run.strategy.example = (run.loader.share, channels, height, width)
     run.model = run.strategy.shard(run.precision.convert(run.model))
     if options.run.channels_last:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _, channels, height, width = run.loader.example().images.shape
     with run.precision.forward():  # kernels are planned for the types that layers really compute in
-        rows = run.kernels.apply(run.model, (run.loader.batch, channels, height, width), share=run.strategy.share)
+        rows = run.kernels.apply(run.model, example, share=run.strategy.share)
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
@@ -294,12 +288,14 @@ def enter_stage(run: Parts) -> None:
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
     run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
-    run.tables = [text for text in (kernel_table(rows), huge_pages.remark(), kept_memory.remark()) if text]
+    remarks = (run.strategy.describe(), kernel_table(rows), huge_pages.remark(), kept_memory.remark())
+    run.tables = [text for text in remarks if text]
     if not maskable(run.optimizer):
         run.tables.append(
             f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"
         )
     run.network = run.strategy.wrap(run.model)
+    run.strategy.prepare(run.optimizer, run.key.at("parallel"))
     if options.run.compile:
         compile_in_place(run.network)
 

@@ -1,16 +1,20 @@
-"""The convolutions of a composed model, without a run: for jobs that look at them."""
+"""A composed model and its convolutions, without a run: for jobs that look at them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-from engine.assembly import build_augmentations, count_outputs, open_split, prepare_device
+from engine.assembly import build_augmentations, count_outputs, open_split
 from engine.convolutions import Layer, survey
+from engine.devices import prepare_device
 from engine.errors import UsageError
 from engine.host_to_device import Layout
+from engine.interfaces import Precision
 from engine.loader import Loader, TestLoader
 from engine.randomness import Key, seed_torch
 from engine.session import Session
@@ -21,9 +25,21 @@ def composed_layers(
 ) -> tuple[list[Layer], tuple[int, int, int, int]]:
     """Return the convolutions of the composed model for micro-batches of the composed data, and the images' shape.
 
+    The model and the images are those of ``composed_model``. Raises UsageError for a model that cannot take them.
+    """
+    model, images, precision = composed_model(session, inputs, classes, training)
+    with explained(images[1:]), precision.forward():
+        return survey(model, images, training), images
+
+
+def composed_model(
+    session: Session, inputs: Sequence[int] = (), classes: int = 10, training: bool = True
+) -> tuple[nn.Module, tuple[int, int, int, int], Precision]:
+    """Return the composed model, the shape of its micro-batches of the composed data, and the numeric policy.
+
     inputs: (channels, height, width) of images with so many ``classes``; no data is opened then. The model is on its
     device, in the precision's numbers, with what the first stage of a transfer trains. Raises UsageError for a model
-    that cannot take the images.
+    that cannot be made for such images.
     """
     options = session.options
     device = prepare_device(options)
@@ -34,18 +50,23 @@ def composed_layers(
         layout = Layout(device, precision.dtype, options.run.channels_last)
         shape, outputs = _of_data(options, loss, layout, training)
     seed_torch(Key.of(options.run.seed).at("init"), torch.device("cpu"))
-    try:
+    with explained(shape):
         model = options.model.build((shape[0], shape[1], shape[2]), outputs)
         options.transfer.build().prepare(model, options.transfer.build().stages(1)[0])
         model = precision.convert(model.to(device))
         if options.run.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batch = (options.run.batch, shape[0], shape[1], shape[2])
-        with precision.forward():
-            return survey(model, batch, training), batch
-    except (RuntimeError, ValueError) as error:  # what torch raises for sizes that do not fit
+    return model, (options.run.batch, shape[0], shape[1], shape[2]), precision
+
+
+@contextmanager
+def explained(shape: Sequence[int]) -> Iterator[None]:
+    """Within ``with``, what torch raises for sizes that do not fit becomes a UsageError about images of ``shape``."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
-        raise UsageError(f"model cannot take images of shape {shape}: {reason}") from error
+        raise UsageError(f"model cannot take images of shape {tuple(shape)}: {reason}") from error
 
 
 def device_of(session: Session) -> torch.device:

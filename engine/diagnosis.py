@@ -22,14 +22,17 @@ def require_finite(run: Parts, latched: float) -> None:
     """
     if not latched or run.guard.skips:
         return
-    first_bad = run.stage_end - run.stages[run.position.stage].steps + int(run.rates.updates)
-    for position in sorted(run.recent, key=lambda position: position.step != first_bad):
-        for index, batch in enumerate(run.loader.step_at(position).batches):
-            run.seed(position, index)
-            if culprit := name_culprit(run.model, batch, run.loss, run.precision):
-                raise RunFailed(
-                    f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
-                )
+    updates = min(run.strategy.gather(int(run.rates.updates)))  # of the process where it began, if each masks its own
+    first_bad = run.stage_end - run.stages[run.position.stage].steps + updates
+    with run.strategy.evaluating(run.model):
+        for position in sorted(run.recent, key=lambda position: position.step != first_bad):
+            for index, batch in enumerate(run.loader.step_at(position).batches):
+                run.seed(position, index)
+                found = run.strategy.gather(name_culprit(run.model, batch, run.loss, run.precision))
+                if culprit := next(filter(None, found), ""):
+                    raise RunFailed(
+                        f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"
+                    )
     raise RunFailed(
         f"a gradient between steps {run.recent[0].step + 1} and {run.position.step} was not finite, but not when the "
         "step was repeated; run.nonfinite=skip goes on"

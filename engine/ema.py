@@ -47,7 +47,7 @@ class WeightAverage:
             self._copy(self._weights, own)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averages under the model's parameter names."""
+        """Return the averages under the model's parameter names: their own memory, to be read or written."""
         return dict(zip(self._names, self._average, strict=True))
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -67,10 +67,10 @@ class Guard:
                 kept.copy_(buffer)
         return self.applied
 
-    def telemetry(self) -> dict[str, Tensor]:
-        """Return what the log reads: how many steps were skipped, and whether the mask has latched."""
+    def telemetry(self, strategy: Strategy) -> dict[str, Tensor]:
+        """Return what the log reads: how many steps were skipped, and whether the mask has latched anywhere."""
         skipped = {"train/skipped": self.skipped} if self.masks else {}
-        return skipped | ({} if self.skips else {"latched": self.latched})
+        return skipped | ({} if self.skips else {"latched": strategy.sum(self.latched)})
 
     def keep(self) -> None:
         """Remember the model's present buffers as good, after they were loaded from a checkpoint."""

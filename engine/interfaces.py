@@ -6,23 +6,27 @@ an implementation against the promises made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow
 from engine.pictures import Pictures
+from engine.pieces import Piece, wholes
 from engine.plan import Plan
 from engine.precision import Precision
 from engine.randomness import Key
 
+if TYPE_CHECKING:
+    from engine.loader import Loader, Position, Step
+
 __all__ = [
     "DIRECTIONS", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "KernelChooser", "KernelRow", "LossFunction",
-    "Marginalization", "Pictures", "Plan", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
+    "Marginalization", "Pictures", "Piece", "Plan", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
 ]  # fmt: skip
 
 
@@ -175,29 +179,55 @@ class LossFunction(Protocol):
 
 
 class Strategy(Protocol):
-    """How processes share the work: places parameters, owns forward and backward, reduces, updates."""
+    """How processes share the work: places parameters, owns forward and backward, reduces, updates.
+
+    All processes call the methods in the same order; the defaults are those of a process that does all the work.
+    """
 
     rank: int
+    """Which share of each micro-batch this process computes, of ``world``: those of ``engine.distributed.current()``,
+    unless processes share the work in another way than by samples."""
     world: int
+    leads: bool = True
+    """Whether this process owns the run folder and tells observers; exactly one does."""
+    follows: bool = False
+    """Whether this process only computes for others: then it neither evaluates nor saves, and may lack the weights."""
+    equal_shares: bool = False
+    """Whether every process needs as many samples of a micro-batch as the others."""
+    fixed_shards: int = 0
+    """If not 0, ``loss_of`` is called for so many shards of each micro-batch, numbered over all processes; torch's
+    draws then depend on a shard's number, not on the process. See ``forward_backward``."""
+    example: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """(samples, channels, height, width) of this process's share of a micro-batch, at most; set before ``shard``."""
     capturable: bool = False
     """Whether a CUDA graph may hold a whole step: its methods neither read numbers from the device nor seed, and all
     that they keep from one step to the next is tensors that they change in place."""
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """Place the model's parameters on this process, before the optimiser exists."""
+        """Place the model's parameters on this process, before the optimiser exists; it may be sharded already.
+
+        Parameters keep their names. Raises UsageError for a model that cannot be shared in this way.
+        """
         return model
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Wrap the sharded model for training; canonical parameter names stay readable through the original."""
         return model
 
-    def forward_backward(
-        self, loss_of: Callable[[Batch, int], Tensor], batches: Sequence[Batch], weight: Tensor
-    ) -> Tensor:
+    def prepare(self, optimizer: torch.optim.Optimizer, key: Key) -> None:
+        """Take up the optimiser of a stage, once the model is wrapped; ``key``, the same everywhere, is for draws."""
+        return None
+
+    def steps(self, loader: Loader, position: Position) -> Generator[Step]:
+        """Yield the steps of this process from ``position`` on; the run ends with them. Default: the loader's."""
+        return loader.steps(position)
+
+    def forward_backward(self, loss_of: Callable[..., Tensor], batches: Sequence[Batch], weight: Tensor) -> Tensor:
         """Run every micro-batch forward and backward; gradients of ``weight`` x summed loss are complete after.
 
-        ``loss_of(batch, index)`` gives a micro-batch's summed loss. Returns this process's summed loss,
-        unweighted, on the device.
+        ``loss_of(batch, index)`` gives a micro-batch's summed loss; with ``fixed_shards`` it is given part of one, and
+        index is micro-batch x fixed_shards + shard. ``loss_of(batch, index, outputs)`` is given what ``outputs()``
+        returns in place of the network's outputs. Returns this process's summed loss, unweighted, on the device.
         """
         ...
 
@@ -225,9 +255,53 @@ class Strategy(Protocol):
         """Return rank 0's ``value`` (of JSON's kinds) on every process."""
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's ``value`` (of JSON's kinds), by rank, on every process."""
+        return [value]
+
     def any(self, flag: bool) -> bool:
-        """Return whether any process raised ``flag`` (a stop request); all processes get the same answer."""
+        """Return whether any process raised ``flag`` (a stop request), now or at the call before.
+
+        All processes get the same answer.
+        """
         return flag
+
+    def evaluating(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context in which the sharded model computes by itself, without the other processes.
+
+        Parameters and buffers have been given the values to evaluate with before, as shards.
+        """
+        return nullcontext()
+
+    def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Return what this process holds of the model's ``state``, or of tensors like its, by the same names.
+
+        Their ``values`` are the state's own memory, so that a checkpoint can be read into them.
+        """
+        return wholes(state, writes=self.leads)
+
+    def common(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what is evaluated and saved of such a state: copies if each process trains its own. Default: it."""
+        return state
+
+    def tensors(self) -> dict[str, Piece]:
+        """Return what a resume needs beside ``state``, also of each process alone, by any names.
+
+        A resume asks after ``load``, and reads into those that are stored with the same shape. Default: nothing.
+        """
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resume needs, of JSON's kinds; that of the process that leads is kept. Default: nothing."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` returned; that of another strategy is not given."""
+        return None
+
+    def describe(self) -> str:
+        """Return lines for the start of the run: how the work is shared. Default: none."""
+        return ""
 
     def telemetry(self) -> dict[str, Tensor]:
         """Return scalars for the log, by tag, still on the device. Default: none."""

@@ -64,8 +64,9 @@ class Step:
 class Loader:
     """Yields the training steps of this process from any position on.
 
-    They are made by ``threads`` threads, or with ``workers`` by those processes, each of which opens the source by
-    ``reopen``; ``close`` ends them.
+    Of each micro-batch of ``batch`` samples it has share ``rank`` of ``world``; without ``equal`` shares may differ by
+    one sample. Steps are made by ``threads`` threads, or with ``workers`` by those processes, each of which opens the
+    source by ``reopen``; ``close`` ends them.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Loader:
         prefetch: int = 4,
         rank: int = 0,
         world: int = 1,
+        equal: bool = True,
         shuffle: Shuffle = FULLY,
         workers: Workers | None = None,
         reopen: Callable[[], Source] | None = None,
@@ -95,18 +97,24 @@ class Loader:
         self._threads, self._prefetch = threads, prefetch
         self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
+        self.share = ceil(batch / world)  # samples of a micro-batch in this process, at most
+        self._bounds = [rank * batch // world, (rank + 1) * batch // world]  # of this process's share
         self._order = order_of(shuffle, key, len(source))
         if self.steps_per_epoch == 0:
             raise UsageError(
                 f"run.batch={batch} x run.accumulate={accumulate} needs {self.count} images a step, but the training "
                 f"set has {len(source)}: choose a smaller run.batch"
             )
-        if batch % world:
+        if batch < world:
+            raise UsageError(
+                f"run.batch={batch} is fewer than one for each of {world} processes: raise run.batch, or start fewer"
+            )
+        if equal and batch % world:
             raise UsageError(f"run.batch={batch} cannot be shared by {world} processes: choose a multiple of {world}")
         for name, op in augmentations.items():
-            if (batch // world) % op.group:
+            if any(end % op.group for end in self._bounds):
                 raise UsageError(
-                    f"augment.{name} mixes groups of {op.group} images, which the {batch // world} of a process's "
+                    f"augment.{name} mixes groups of {op.group} images, which the {self.share} of a process's "
                     f"micro-batch do not fill: choose run.batch as a multiple of {op.group * world}"
                 )
         # Single steps out of the row are made here and by themselves, so that they leave the blocks as they are.
@@ -123,13 +131,26 @@ class Loader:
 
     def steps(self, position: Position) -> Generator[Step]:
         """Yield steps without end, beginning at ``position``; an unreadable record raises UsageError naming it."""
+        return self.steps_at(self._positions(position))
+
+    def steps_at(self, positions: Iterable[Position], ahead: int | None = None) -> Generator[Step]:
+        """Yield the steps that begin at ``positions``, which are asked for up to ``ahead`` steps before they are due.
+
+        ahead: by default as many as steps are prepared ahead.
+        """
+        depth = self._prefetch if ahead is None else min(ahead, self._prefetch)
         copies = Copies(self._layout, self._stream, self._prefetch + MORE_AHEAD)
-        tasks = enumerate(self._positions(position))
-        for (step, sent), waited in prefetched(partial(self._sent, copies), tasks, self._threads, self._prefetch):
+        tasks = enumerate(positions)
+        for (step, sent), waited in prefetched(partial(self._sent, copies), tasks, self._threads, depth):
             self.waited += waited - sent.held_since(time.perf_counter() - waited)
             self.spent.add(step.spent)
             copies.hand_over(step.batches, sent)
             yield step
+
+    def position_of(self, step: int, stage: int = 0) -> Position:
+        """Return where step number ``step`` begins, if all before it were made one after the other."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return Position(step, epoch * len(self.source) + within * self.count, stage)
 
     def step_at(self, position: Position) -> Step:
         """Return the one step at ``position``, made here and now (to replay it, for instance)."""
@@ -166,16 +187,15 @@ class Loader:
     def _step(self, start: Position, maker: Maker) -> Step:
         """Return a step, its batches prepared and not sent."""
         epoch, offset = divmod(start.sample, len(self.source))
-        share, order = self.batch // self._world, self._order.records(epoch)
+        order, (first, last) = self._order.records(epoch), self._bounds
         samples = []
-        for micro in range(self.accumulate):
-            first = micro * self.batch + self._rank * share
-            numbers = torch.arange(start.sample + first, start.sample + first + share)
-            samples.append(Samples(numbers, order[offset + first : offset + first + share], epoch))
+        for micro in range(0, self.count, self.batch):
+            numbers = torch.arange(start.sample + micro + first, start.sample + micro + last)
+            samples.append(Samples(numbers, order[offset + micro + first : offset + micro + last], epoch))
         batches, spent = maker.make(samples, self._order.ahead(epoch, offset + self.count - 1))
-        last = offset + 2 * self.count > len(self.source)
+        ends = offset + 2 * self.count > len(self.source)
         end = Position(start.step + 1, start.sample + self.count, start.stage)
-        return Step(batches, self.count, epoch, epoch + 1 if last else None, end, spent)
+        return Step(batches, self.count, epoch, epoch + 1 if ends else None, end, spent)
 
 
 class TestLoader:

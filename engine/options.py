@@ -153,12 +153,19 @@ class Kernels(Component):
 
 @dataclass
 class Parallel(Component):
-    """How processes share the work."""
+    """How processes share the work, and how they are started."""
 
     group: ClassVar[str] = "parallel"
+    processes: int = option(1, "processes to start on this machine; 1 where torchrun, srun or mpirun starts them",
+                            at_least=1)  # fmt: skip
+    threads: int = option(0, "compute threads of each process; 0: its share of the cores", at_least=0)
+    timeout: float = option(60.0, "seconds after which a process that does not answer is given up", above=0)
+    shutdown: float = option(60.0, "seconds that a process gets to save once it is asked to stop", above=0)
+    restarts: int = option(3, "times to start again, from the newest checkpoint, after a process was lost", at_least=0)
+    interface: str = option("", "network interface, as eth0; by default the one towards rank 0's machine")
 
     def build(self) -> interfaces.Strategy:
-        """Make this process's strategy."""
+        """Make this process's strategy, for the processes of ``engine.distributed.current()``."""
         raise NotImplementedError
 
 
@@ -258,6 +265,7 @@ class SaveOptions:
     every: str = option("1 epoch", "save every '2 epochs', '500 steps', or never (a stop still saves)")
     keep: int = option(2, "newest checkpoints kept", at_least=1)
     best: bool = option(True, "also keep the checkpoint with the best evaluation")
+    background: bool = option(False, "copy what is to be saved, and train on while it is written")
 
 
 @dataclass

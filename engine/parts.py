@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from engine import interfaces
 from engine.checkpoint import Checkpoints
+from engine.common import held_in_common
 from engine.cuda_graph import GraphedStep
 from engine.durations import Every, seconds
 from engine.ema import WeightAverage
@@ -60,7 +62,7 @@ class Parts:
     stages: Sequence[interfaces.Stage]
     enter_stage: Callable[[Parts], None]  # assembles the stage that ``position`` is in
     out: Path
-    lock: IO[Any] = field(init=False)  # held while the run folder is ours
+    lock: IO[Any] = field(default_factory=StringIO)  # held while the run folder is ours; of other processes none
     config: str = ""  # the composed configuration, as YAML
     overrides: Sequence[str] = ()
     choices: dict[str, Any] = field(default_factory=dict)  # group -> chosen name, or list of names
@@ -94,7 +96,9 @@ class Parts:
         self.on_batch: tuple[Callable[..., None], ...] = ()  # the observers' functions, once training has begun
         self.deadline = float("inf")  # of time.monotonic(), once training has begun
         self.max_seconds = seconds(run.max_time, "run.max_time") if run.max_time else float("inf")
-        self.step_key = self.key.at("step", self.strategy.rank)
+        shards = self.strategy.fixed_shards
+        self.step_key = self.key.at("step", 0 if shards else self.strategy.rank)
+        self.draws = self.loader.accumulate * (shards or 1)  # keys that a step needs
         self.logging = False  # whether the metrics are read after the present step
         self.recent: list[Position] = []  # where the steps since the last log began
         self.saved_step = -1
@@ -122,14 +126,19 @@ class Parts:
         return self._stage_ends[self.position.stage]
 
     def seed(self, position: Position, index: int) -> None:
-        """Point torch's generators at the draws of micro-batch ``index`` of the step at ``position``."""
-        seed_torch(self.step_key.at(position.step * self.loader.accumulate + index), self.device)
+        """Point torch's generators at the draws of micro-batch (or shard) ``index`` of the step at ``position``."""
+        seed_torch(self.step_key.at(position.step * self.draws + index), self.device)
 
     def begin(self, batch: Batch, index: int) -> None:
         """Show a micro-batch to the observers, and make its random draws depend on (seed, step, index) alone."""
         for tell in self.on_batch:
             tell(self, batch)
         self.seed(self.position, index)
+
+    def start_clocks(self) -> None:
+        """Measure from now on: throughput, and the time that the run may take."""
+        self.deadline = time.monotonic() + self.max_seconds
+        self.clock.start(self.position, self.loader.waited, self.loader.spent)
 
     def log_due(self, step: Step) -> bool:
         """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or a stage's end."""
@@ -143,13 +152,14 @@ class Parts:
         if self.options.run.patience is not None and self.best.stale >= self.options.run.patience:
             return "early stop"
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
-            return f"stopped by {stop.requested}" if stop.requested else "max_time"
+            requested = next(filter(None, self.strategy.gather(stop.requested)), None)
+            return f"stopped by {requested}" if requested else "max_time"
         return ""
 
-    def outputs(self, batch: Batch) -> Any:
+    def outputs(self, batch: Batch, outputs: Callable[[], Any] | None = None) -> Any:
         """Return what the network makes of a micro-batch, in its numeric policy; a loss takes them in float32."""
         with self.precision.forward(batch.samples):
-            return widened(self.network(batch.images))
+            return widened(self.network(batch.images) if outputs is None else outputs())
 
     def is_best(self, scalars: Mapping[str, float]) -> bool:
         """Take note of an evaluation; return whether it is the best so far."""
@@ -159,9 +169,10 @@ class Parts:
 
     def weights_to_evaluate(self) -> Sequence[AbstractContextManager[Any]]:
         """Return the contexts that put into the model, in this order, what it is evaluated with."""
-        average = [self.average.swapped()] if self.average else []
+        average: list[AbstractContextManager[Any]] = [self.average.swapped()] if self.average else []
         quantised, prepared = self.precision.evaluation_weights(self.model), self.kernels.prepared(self.model)
-        return [*average, quantised, prepared, self.statistics(self.model)]
+        average.append(held_in_common(self.model, self.strategy))
+        return [*average, quantised, prepared, self.statistics(self.model), self.strategy.evaluating(self.model)]
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from engine.diagnosis import require_finite
 from engine.evaluation import evaluate
 from engine.hookspecs import HOT
 from engine.interfaces import Batch
-from engine.loader import Position, Step
+from engine.loader import Step
 from engine.parts import Parts
 from engine.profiling import named_range
 from engine.registry import bind
@@ -26,24 +27,25 @@ class Run(Parts):
 
     def fit(self) -> str:
         """Train to the end, or until something stops the run; return the outcome. RunFailed says what went wrong."""
-        with self.lifecycle() as stop, closing(self.loader.steps(self.position)) as steps:
-            while not (outcome := self.ending(stop)):
-                if (step := next(steps)).epoch != self.epoch:
+        with self.lifecycle() as stop, closing(self.strategy.steps(self.loader, self.position)) as steps:
+            while not (outcome := self.ending(stop)) and (step := next(steps, None)):
+                if step.epoch != self.epoch:
                     self.epoch = step.epoch
                     self.hooks.on_epoch_start(run=self, epoch=step.epoch)
                 self.train(step)
-                self.report(step)
+                if not self.strategy.follows:
+                    self.report(step)
             self.save()
-            self.outcome = outcome
-        return outcome
+            self.checkpoints.close()
+            self.outcome = outcome or "done"
+        return self.outcome
 
     def train(self, step: Step) -> None:
         """Make one step; its update is masked on the device if a number is not finite."""
         self.recent.append(self.position)
         self.logging = self.log_due(step)
         loss, applied = self.graphed(self, step) if self.graphed else self.compute(step.batches, step.count)
-        # The stage is the run's own: the loader prepared this step when another may have been under way.
-        self.position = Position(step.end.step, step.end.sample, self.position.stage)
+        self.position = replace(step.end, stage=self.position.stage)  # the loader may have prepared it in another
         for tell in self.on_step_end:
             tell(self, loss, applied)
 
@@ -73,14 +75,14 @@ class Run(Parts):
             self.metrics.settle(applied)
         return loss, applied
 
-    def loss_of(self, batch: Batch, index: int) -> Tensor:
-        """Return a micro-batch's summed loss; its random draws depend on (seed, step, index) alone."""
+    def loss_of(self, batch: Batch, index: int, outputs: Callable[[], Any] | None = None) -> Tensor:
+        """Return a micro-batch's summed loss, as ``Strategy.forward_backward`` asks for it."""
         if self.graphed is None:  # a graph holds nothing that the host does, so there it is done before
             self.begin(batch, index)
-        outputs = self.outputs(batch)
-        loss = self.loss(outputs, batch.targets)
+        made = self.outputs(batch, outputs)
+        loss = self.loss(made, batch.targets)
         with torch.no_grad():
-            self.metrics.add(loss, self.loss.measure(outputs, batch.targets), len(batch))
+            self.metrics.add(loss, self.loss.measure(made, batch.targets), len(batch))
         return loss
 
     def report(self, step: Step) -> None:
@@ -93,14 +95,14 @@ class Run(Parts):
         if step.epochs_done is not None:
             self.hooks.on_epoch_end(run=self, epoch=step.epoch)
         if done == self.stage_end and not last:
-            self.position = Position(done, self.position.sample, self.position.stage + 1)
+            self.position = replace(self.position, stage=self.position.stage + 1)
             self.enter_stage(self)
         if self.save_every.due(done, step.epochs_done) or (improved and self.options.save.best):
             self.save()
 
     def log(self) -> None:
         """Tell the observers the numbers since the last log; the one place where the host waits for the device."""
-        also = {"train/lr": self.rates.first, "train/grad_norm": self.grad_norm, **self.guard.telemetry()}
+        also = {"train/lr": self.rates.first, "train/grad_norm": self.grad_norm, **self.guard.telemetry(self.strategy)}
         scalars = self.metrics.read(also | self.strategy.telemetry() | self.precision.telemetry())
         require_finite(self, scalars.pop("latched", 0.0))
         self.recent.clear()
@@ -120,10 +122,10 @@ class Run(Parts):
 
     def save(self) -> None:
         """Write a checkpoint of this very step, unless it is written already."""
-        if self.saved_step != self.position.step:
-            require_finite(self, self.guard.latched.item())
+        if self.saved_step != self.position.step and not self.strategy.follows:
+            require_finite(self, self.strategy.sum(self.guard.latched).item())
+            observed: dict[str, object] = {}
             with self.clock.paused():
-                observed: dict[str, object] = {}
                 self.hooks.on_save_checkpoint(run=self, state=observed)
                 self.checkpoints.save(self.position.step, *capture(self, observed))
             self.saved_step = self.position.step
@@ -132,11 +134,10 @@ class Run(Parts):
     def lifecycle(self) -> Iterator[StopRequests]:
         """Within ``with``, observers are bound and told of the start, of an exception, and always of the end."""
         self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
-        self.deadline = time.monotonic() + self.max_seconds
         try:
             self.hooks.on_fit_start(run=self)
             self.network.train()
-            self.clock.start(self.position, self.loader.waited, self.loader.spent)
+            self.start_clocks()
             with StopRequests() as stop:
                 yield stop
         except BaseException as error:

@@ -17,12 +17,12 @@ from engine.assembly import (
     build_loader,
     build_model,
     open_split,
-    prepare_device,
     reading_of,
     require_targets,
 )
 from engine.batch_norm import build_statistics
 from engine.compiling import compile_in_place
+from engine.devices import prepare_device
 from engine.evaluation import evaluate
 from engine.interfaces import Precision
 from engine.loader import Loader, TestLoader
@@ -45,7 +45,7 @@ def score(session: Session, weights: Path, tell: Callable[[str], None]) -> tuple
     options = session.options
     device = prepare_device(options)
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
-    given = weights_of(weights, tell)
+    given = weights_of(weights, tell, session.choices.get("precision", ""))
     test = open_split(options, "test")
     require_targets(test, loss)
     augmentations = build_augmentations(options, lambda: open_split(options, "train"))
@@ -95,14 +95,19 @@ class Weights:
             precision.load(dict(self.precision))
 
 
-def weights_of(path: Path, tell: Callable[[str], None]) -> Weights:
-    """Return the weights that ``path`` means, verified; ``tell`` hears where they come from."""
+def weights_of(path: Path, tell: Callable[[str], None], precision: str = "") -> Weights:
+    """Return the weights that ``path`` means, verified; ``tell`` hears where they come from.
+
+    precision: the policy that evaluates them, by name; ``tell`` hears also where it was another that trained them.
+    """
     if not path.is_dir():
         return Weights(read_state(path))
     folder = manifest.locate(path, tell)
     facts, files = checkpoint.load(folder)
     averaged = AVERAGE in files
-    tell(f"evaluating {folder}, after step {facts['step']}{', averaged weights' if averaged else ''}")
+    trained_in = facts["choices"].get("precision", precision)
+    other = f", in {precision} (trained in {trained_in})" if precision not in ("", trained_in) else ""
+    tell(f"evaluating {folder}, after step {facts['step']}{', averaged weights' if averaged else ''}{other}")
     model = {**files[MODEL], **files.get(AVERAGE, {})}
     state = {n.removeprefix(OF_PRECISION): v for n, v in files[ENGINE].items() if n.startswith(OF_PRECISION)}
     return Weights(model, state, facts.get("precision", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,42 +13,54 @@ from torch import Tensor
 from engine import checkpoint
 from engine.errors import UsageError
 from engine.loader import Position
-from engine.weights import load_state
+from engine.pieces import Piece
+from engine.stored import fill, shape_of
+from engine.weights import load_pieces
 
 if TYPE_CHECKING:
     from engine.parts import Parts
 
-MODEL, OPTIMIZER, AVERAGE, ENGINE = (
-    f"{name}.safetensors" for name in ("model", "optimizer", "average", "engine")
+MODEL, OPTIMIZER, AVERAGE, ENGINE, PARALLEL = (
+    f"{name}.safetensors" for name in ("model", "optimizer", "average", "engine", "parallel")
 )  # fmt: skip
 
 BEFORE = {"torch.float64": "Float64"}  # the policies of checkpoints that do not name theirs, by type, beside Float32
 
 
-def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], float | None]:
-    """Return a checkpoint's tensors by file, its manifest's facts, and this step's evaluation if there was one."""
+def capture(
+    run: Parts, observed: dict[str, Any]
+) -> tuple[dict[str, Mapping[str, Tensor | Piece]], dict[str, Any], float | None]:
+    """Return a checkpoint's tensors by file, its manifest's facts, and this step's evaluation if there was one.
+
+    They are the same whatever the strategy and the number of processes: of a sharded tensor, this process's piece.
+    """
     from engine import __version__
 
+    pieces, common = run.strategy.pieces, run.strategy.common
     optimizer, numbers = checkpoint.optimizer_state(run.optimizer)
-    model = run.model.state_dict()
-    files = {
+    optimizer = dict(common(optimizer))
+    model = pieces(common(run.model.state_dict()))
+    files: dict[str, Mapping[str, Tensor | Piece]] = {
         MODEL: model,
-        OPTIMIZER: optimizer,
+        OPTIMIZER: checkpoint.optimizer_pieces(run.optimizer, optimizer, pieces, run.strategy.leads),
         ENGINE: {
             "updates": run.rates.updates,
             "skipped": run.guard.skipped,
-            "metrics": run.metrics.sums,
+            "metrics": run.strategy.sum(run.metrics.sums.clone()),
             **{f"precision/{name}": value for name, value in run.precision.state().items()},
         },
     }
     if run.average:
-        files[AVERAGE] = run.average.state()
+        files[AVERAGE] = pieces(common(run.average.state()))
+    if own := run.strategy.tensors():
+        files[PARALLEL] = own
     facts = {
         "engine": __version__,
         "torch": str(torch.__version__),
         "optimizer": type(run.optimizer).__name__,
         "dtype": str(run.precision.dtype),
         "precision": type(run.precision).__name__,
+        "parallel": {"strategy": type(run.strategy).__name__, "state": run.strategy.state()},
         "overrides": list(run.overrides),
         "choices": run.choices,
         "position": dataclasses.asdict(run.position),
@@ -57,7 +70,7 @@ def capture(run: Parts, observed: dict[str, Any]) -> tuple[dict[str, dict[str, T
             "images": len(run.source),
             "classes": list(run.source.classes),
         },
-        "parameters": {name: [str(value.dtype), list(value.shape)] for name, value in model.items()},
+        "parameters": {name: [str(piece.values.dtype), list(piece.shape)] for name, piece in model.items()},
         "optimizer_numbers": numbers,
         "kernels": run.kernels.plan(),
         "observers": observed,
@@ -102,18 +115,27 @@ def restore(run: Parts, folder: Path) -> None:
             f"{folder} was trained with {facts['optimizer']}, this run with {type(run.optimizer).__name__}: choose the "
             "same optim, or start a new run"
         )
-    load_state(run.model, files[MODEL], str(folder))
-    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer_numbers"])
+    pieces = run.strategy.pieces
+    load_pieces(pieces(run.model.state_dict()), files[MODEL], str(folder))
+    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer_numbers"], pieces)
     if run.average:
         # A run that had no average yet starts it from the weights it goes on with.
-        run.average.load(files.get(AVERAGE, files[MODEL]))
+        average = files.get(AVERAGE, files[MODEL])
+        load_pieces(pieces(run.average.state()), {name: average[name] for name in run.average.state()}, str(folder))
+    parallel = facts.get("parallel", {})
+    if parallel.get("strategy") == type(run.strategy).__name__:
+        run.strategy.load(parallel["state"])
+        stored: Mapping[str, Tensor] = files.get(PARALLEL, {})
+        for name, piece in run.strategy.tensors().items():
+            if name in stored and shape_of(stored, name) == piece.shape:
+                fill(piece, stored, name)
     engine = files[ENGINE]
     run.rates.updates.copy_(engine["updates"])
     run.rates.look_up()
     run.guard.skipped.copy_(engine["skipped"])
     run.guard.keep()
-    if run.metrics.sums.shape == engine["metrics"].shape:
-        run.metrics.sums.copy_(engine["metrics"])
+    if run.strategy.leads and run.metrics.sums.shape == engine["metrics"].shape:
+        run.metrics.sums.copy_(engine["metrics"])  # of all processes together, so one goes on with them
     run.precision.load({n.removeprefix("precision/"): v for n, v in engine.items() if n.startswith("precision/")})
     if run.best.name == facts["best"]["name"]:
         run.best = type(run.best)(**facts["best"])

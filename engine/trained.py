@@ -45,7 +45,7 @@ def trained(session: Session, weights: Path, examples: int, tell: Callable[[str]
     """
     options = session.options
     precision, loss = options.precision.build(), options.loss.build()
-    given = weights_of(weights, tell)
+    given = weights_of(weights, tell, session.choices.get("precision", ""))
     test = open_split(options, "test")
     augmentations = build_augmentations(options, lambda: open_split(options, "train"))
     layout = Layout(torch.device("cpu"), precision.dtype)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.pieces import Piece, wholes
+from engine.stored import fill, shape_of
 
 WRAPPERS = ("module.", "_orig_mod.")  # left in front of names by DataParallel and torch.compile
 NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts commonly put the state dict
@@ -52,22 +54,25 @@ def _is_state(content: Any) -> bool:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy a state into the model; raises UsageError listing the names and shapes that differ, changing nothing."""
-    own = model.state_dict()
+    load_pieces(wholes(model.state_dict()), state, origin)
+
+
+def load_pieces(own: Mapping[str, Piece], state: Mapping[str, Tensor], origin: str) -> None:
+    """Copy into this process's pieces what they hold of a state; else as ``load_state``."""
     # BatchNorm's batch counter came with PyTorch 0.4.1; older weights lack it and nothing computes with it here.
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in own]
     shapes = [
-        f"{n} is {list(state[n].shape)} instead of {list(own[n].shape)}"
+        f"{n} is {list(shape_of(state, n))} instead of {list(own[n].shape)}"
         for n in own
-        if n in state and state[n].shape != own[n].shape
+        if n in state and shape_of(state, n) != own[n].shape
     ]
     if missing or unknown or shapes:
         parts = [_some("missing", missing), _some("unknown", unknown), _some("of another shape", shapes)]
         raise UsageError(f"{origin} does not fit this model: {'; '.join(part for part in parts if part)}")
-    with torch.no_grad():
-        for name, value in own.items():
-            if name in state:
-                value.copy_(state[name])
+    for name, piece in own.items():
+        if name in state:
+            fill(piece, state, name)
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from engine import huge_pages, kept_memory
 from engine.cli import folders, mistakes, origins, resume
 from engine.cli.presets import Presets
 from engine.errors import UsageError
+from engine.memory import arrange
 from engine.options import GROUPS, Options, check
 from engine.registry import Registry
 from engine.session import Session
@@ -69,7 +69,7 @@ class Task:
         """Turn the configuration into a Session and do its job in the run's folder."""
         composed = HydraConfig.get()
         options = options_of(config)
-        given = options.out
+        new = not (options.out and Path(options.out).exists())
         overrides = words_of(composed.overrides.task)
         if options.job.keeps_output:
             config.out = str(self._folder(options, composed.runtime.output_dir))
@@ -88,12 +88,11 @@ class Task:
             origins=lambda: origins.trace(loader, everything, config, defaults),
             sweep=self.sweep,
         )
-        (huge_pages.turn_on if options.run.huge_pages else huge_pages.turn_off)()
-        (kept_memory.keep if options.run.keep_memory else kept_memory.give_back)()
+        arrange(options.run)
         try:
             options.job.build()(session)
         except UsageError:
-            if options.job.keeps_output and not given:
+            if options.job.keeps_output and new:
                 folders.discard_empty(session.out)
             raise
 

@@ -18,6 +18,7 @@ from engine.testing.kernel import SPECS, check_kernel
 from engine.testing.marginalization import check_marginalization
 from engine.testing.observer import check_observer
 from engine.testing.precision import check_precision
+from engine.testing.processes import together
 from engine.testing.promises import BrokenPromise
 from engine.testing.reads import watch_reads
 from engine.testing.small import small_run
@@ -26,5 +27,5 @@ from engine.testing.strategy import check_strategy
 
 __all__ = [
     "SPECS", "BrokenPromise", "check_augment", "check_kernel", "check_marginalization", "check_observer",
-    "check_precision", "check_source", "check_strategy", "small_run", "watch_reads",
+    "check_precision", "check_source", "check_strategy", "small_run", "together", "watch_reads",
 ]  # fmt: skip

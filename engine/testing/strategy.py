@@ -176,10 +176,19 @@ class _Case:
                 answer = strategy.agree(bad)
             seen = f"raised {raised}: it returns {answer}, the flag given is {bad}"
             self.promises.expect(float(answer) == float(bad) == float(raised), promise, seen)
-            promise_any = "any() is whether any process raised the flag"
+            promise_any = "any() is whether any process raised the flag, at this call or at the one before"
             with self.promises.works(promise_any):
                 decision = strategy.any(raised and rank == world - 1)
+                decision = strategy.any(False) or decision
             self.promises.expect(decision is raised, promise_any, f"raised {raised}: it returns {decision!r}")
+            with self.promises.works(promise_any):
+                after = strategy.any(False)
+            self.promises.expect(after is False, promise_any, f"long after it was raised it returns {after!r}")
+        promise = "gather() is every process's value by rank, share() is rank 0's"
+        with self.promises.works(promise):
+            everyone, first = strategy.gather({"rank": rank}), strategy.share([rank])
+        right = everyone == [{"rank": each} for each in range(world)] and first == [0]
+        self.promises.expect(right, promise, f"it is {everyone} and {first}")
         values = torch.tensor([1.0, 2.0], dtype=torch.float64)
         with self.promises.works("sum() adds up all processes' values"):
             total = strategy.sum(values * (rank + 1))

@@ -16,9 +16,9 @@ from timed import network
 from torch import nn
 
 from engine import Model, Precision, Session, interfaces, score
-from engine.assembly import prepare_device
 from engine.composed import composed_layers
 from engine.convolutions import survey
+from engine.devices import prepare_device
 from engine.plugins.kernels import Auto, Im2col
 from engine.registry import Registry
 from engine.testing import small_run

@@ -161,7 +161,9 @@ def test_partners_are_the_same_for_any_number_of_processes_and_threads(mixlib, t
         return [next(steps).batches[0] for _ in range(3)]
 
     alone = batches("alone", Ranked(), 0)
-    together = zip(batches("first", Ranked(0, 2), 3), batches("second", Ranked(1, 2), 0), strict=True)
+    together = zip(
+        batches("first", Ranked(rank=0, world=2), 3), batches("second", Ranked(rank=1, world=2), 0), strict=True
+    )
     for whole, parts in zip(alone, together, strict=True):
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
         assert torch.equal(whole.targets, torch.cat([part.targets for part in parts]))
