@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from engine.rates import Rates
 from engine.registry import Registry, observers
 from engine.run import Run
 from engine.session import Session
+from engine.start import agreed_start, started_again, starting_point, within
 from engine.state import restore
 from engine.tables import kernel_table
 from engine.workers import Workers
@@ -48,7 +48,9 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     """
     options, out = session.options, session.out
     precision, strategy, loss = options.precision.build(), options.parallel.build(), options.loss.build()
-    start = agreed_start(strategy, lambda: starting_point(options.resume, out, tell))
+    again = started_again(out, session.overrides)
+    resume = "auto" if again and manifest.checkpoints(out) else options.resume
+    start = agreed_start(strategy, lambda: starting_point(resume, out, tell))
     device = prepare_device(options)
     key = Key.of(options.run.seed)
     train, test = open_splits(options)
@@ -92,50 +94,13 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     if start is None:
         enter_stage(run)
     if strategy.leads:
-        run.lock = claim(out, resuming=options.resume == "auto" or (start is not None and within(start, out)))
+        resuming = again or options.resume == "auto" or (start is not None and within(start, out))
+        run.lock = claim(out, resuming)
     if start is not None:
         restore(run, start)
     if strategy.leads:
         record(out, session.config)
     return run
-
-
-def agreed_start(strategy: Strategy, find: Callable[[], Path | None]) -> Path | None:
-    """Return the checkpoint that the process which leads finds; None for one that gets all it needs from another."""
-    if strategy.follows:
-        return None
-    found = find() if strategy.leads else None
-    shared = strategy.share(str(found) if found else "")
-    return Path(shared) if shared else None
-
-
-def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:
-    """Return the checkpoint to go on from, or None for a fresh start.
-
-    Raises UsageError for a path without a valid checkpoint, one behind which ``out`` holds newer valid ones, and
-    for "auto" where ``out`` holds damaged checkpoints only.
-    """
-    if resume == "none":
-        return None
-    if resume == "auto":
-        newest = manifest.newest_valid(out, tell)
-        if newest is None and manifest.checkpoints(out):
-            raise UsageError(f"resume=auto: no checkpoint in out={out} is whole; give another out= to start anew")
-        return newest
-    start = manifest.locate(Path(resume), tell)
-    # Damaged ones do not count: the command line names the checkpoint before them where it was asked for the newest.
-    newest = manifest.newest_valid(out, lambda text: None) if within(start, out) else None
-    if newest is not None and newest.name > start.name:
-        raise UsageError(
-            f"resume={resume} is older than {newest.name} in out={out}: give another out= to branch off, or "
-            f"resume={out} to go on with the newest"
-        )
-    return start
-
-
-def within(checkpoint: Path, out: Path) -> bool:
-    """Return whether a checkpoint's folder is one of the run folder's own."""
-    return checkpoint.resolve().parent.parent == out.resolve()
 
 
 def open_split(options: Options, split: str) -> Source:
@@ -268,12 +233,12 @@ def enter_stage(run: Parts) -> None:
     vars(run).pop("optimizer", None)
     options.transfer.build().prepare(run.model, stage)
     _, channels, height, width = run.loader.example().images.shape
-    example = run.strategy.example = (run.loader.share, channels, height, width)
+    run.strategy.example, run.strategy.precision = (run.loader.share, channels, height, width), run.precision
     run.model = run.strategy.shard(run.precision.convert(run.model))
     if options.run.channels_last:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with run.precision.forward():  # kernels are planned for the types that layers really compute in
-        rows = run.kernels.apply(run.model, example, share=run.strategy.share)
+        rows = run.kernels.apply(run.model, run.strategy.example, share=run.strategy.share)
     groups = parameter_groups(run.model)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
@@ -295,6 +260,7 @@ def enter_stage(run: Parts) -> None:
             f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"
         )
     run.network = run.strategy.wrap(run.model)
+    run.strategy.length = run.steps
     run.strategy.prepare(run.optimizer, run.key.at("parallel"))
     if options.run.compile:
         compile_in_place(run.network)

@@ -100,7 +100,8 @@ def _average(
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-    return [strategy.sum(total) / (count * strategy.world) for total in sums]
+    of_all = strategy.sum(torch.tensor(float(count), dtype=torch.float64))
+    return [strategy.sum(total) / of_all.to(total.device) for total in sums]
 
 
 def _replace(tensors: list[Tensor], values: list[Tensor]) -> None:

@@ -210,11 +210,13 @@ def optimizer_pieces(
 ) -> dict[str, Piece]:
     """Return what this process holds of an optimiser's tensors, named as ``optimizer_state`` names them."""
     parameters = _named(optimizer)
+    held = pieces(parameters)
     found = {}
     for key, value in tensors.items():
         name = key.rpartition("/")[0]
         alike = value.shape == parameters[name].shape
-        found[key] = pieces({name: value})[name] if alike else Piece.whole(value, leads)
+        writes = held[name].writes if held[name].is_whole else leads  # a count of steps, say
+        found[key] = pieces({name: value})[name] if alike else Piece.whole(value, writes)
     return found
 
 

@@ -34,7 +34,11 @@ def prepare_device(options: Options) -> torch.device:
     if device.type == "cuda" and torch.version.cuda is None:
         raise UsageError(f"run.device={wanted}: this torch was built without CUDA; install one with it, or use cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"run.device={wanted}: this machine has {torch.cuda.device_count()} GPUs; use run.device=cpu")
+        shared = f"{local} processes need a GPU each, and " if (local := place_of(os.environ).local_world) > 1 else ""
+        raise UsageError(
+            f"run.device={wanted}: {shared}this machine has {torch.cuda.device_count()} GPUs; "
+            f"{'start as many, or ' if shared else ''}use run.device=cpu"
+        )
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # what is told "cuda" and not which (a ConvSpec, a generator) then means this one
     return device

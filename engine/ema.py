@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from engine.pieces import local
+
 
 class WeightAverage:
     """After the n-th applied update, average = d x average + (1 - d) x weights; d = min(decay, (1 + n) / (10 + n)).
@@ -21,7 +23,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         state = model.state_dict()
         self._names = [name for name, value in state.items() if value.is_floating_point()]
-        self._weights = [state[name] for name in self._names]  # these alias the model's own memory
+        self._weights = [local(state[name]) for name in self._names]  # these alias the model's own memory
         self._average = [_widened(weight.detach()) for weight in self._weights]
         self._share = 1 - decay
 

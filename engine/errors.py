@@ -7,6 +7,7 @@ EXIT_DONE = 0
 EXIT_CRASHED = 1  # a defect in the engine or a plugin: the traceback is printed
 EXIT_USAGE = 2  # the user's input: one line says what to change
 EXIT_FAILED = 3  # the run itself failed, for example its loss stopped being finite
+EXIT_INTERRUPTED = 130  # ended at once by a second Ctrl-C
 EXIT_STOPPED = 75  # stopped by a signal or run.max_time, checkpoint saved (EX_TEMPFAIL: run it again to go on)
 
 

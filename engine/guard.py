@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.interfaces import Strategy
+from engine.pieces import local
 
 IN_A_ROW = 32
 """Overflows in succession that a loss scale is given to heal: it falls from 65,536 to 1 in half as many."""
@@ -81,7 +82,7 @@ class Guard:
 def _flag_non_finite(values: list[Tensor], flag: Tensor, one: Tensor) -> Tensor:
     """Set ``flag`` to 1.0 where one of ``values`` is not finite, in one launch: the kernel of torch's GradScaler.
 
-    It also scales them, by 1, which changes nothing.
+    It also scales them, by 1, which changes nothing. Of a sharded tensor this process's part is looked at.
     """
-    torch._amp_foreach_non_finite_check_and_unscale_(values, flag, one)
+    torch._amp_foreach_non_finite_check_and_unscale_([local(value) for value in values], flag, one)
     return flag

@@ -198,10 +198,15 @@ class Strategy(Protocol):
     """If not 0, ``loss_of`` is called for so many shards of each micro-batch, numbered over all processes; torch's
     draws then depend on a shard's number, not on the process. See ``forward_backward``."""
     example: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """(samples, channels, height, width) of this process's share of a micro-batch, at most; set before ``shard``."""
+    """(samples, channels, height, width) of this process's share of a micro-batch, at most: set by the engine before
+    ``shard``, which may change it to what layers really get at once; kernels are planned for that."""
+    precision: Precision | None = None
+    """The run's numeric policy: set by the engine before ``shard``."""
     capturable: bool = False
     """Whether a CUDA graph may hold a whole step: its methods neither read numbers from the device nor seed, and all
     that they keep from one step to the next is tensors that they change in place."""
+    length: int = 0
+    """How many steps the run has: set by the engine before ``prepare``."""
 
     def shard(self, model: nn.Module) -> nn.Module:
         """Place the model's parameters on this process, before the optimiser exists; it may be sharded already.
@@ -226,8 +231,8 @@ class Strategy(Protocol):
         """Run every micro-batch forward and backward; gradients of ``weight`` x summed loss are complete after.
 
         ``loss_of(batch, index)`` gives a micro-batch's summed loss; with ``fixed_shards`` it is given part of one, and
-        index is micro-batch x fixed_shards + shard. ``loss_of(batch, index, outputs)`` is given what ``outputs()``
-        returns in place of the network's outputs. Returns this process's summed loss, unweighted, on the device.
+        index is micro-batch x fixed_shards + shard. ``loss_of(batch, index, outputs)`` calls ``outputs``, not the
+        network; None has no loss and counts nothing. Returns this process's summed loss, unweighted, on the device.
         """
         ...
 
@@ -285,10 +290,7 @@ class Strategy(Protocol):
         return state
 
     def tensors(self) -> dict[str, Piece]:
-        """Return what a resume needs beside ``state``, also of each process alone, by any names.
-
-        A resume asks after ``load``, and reads into those that are stored with the same shape. Default: nothing.
-        """
+        """Return what else a resume needs; it reads into those that ``load`` has made and that are stored so shaped."""
         return {}
 
     def state(self) -> dict[str, Any]:

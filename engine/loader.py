@@ -51,7 +51,10 @@ class Position:
 
 @dataclass(slots=True)
 class Step:
-    """What one step trains on. count: samples over all processes; epochs_done: set on an epoch's last step."""
+    """What one step trains on. count: samples over all processes; epochs_done: set on an epoch's last step.
+
+    start: where its samples and its draws are, if a strategy makes steps in another order than the stream's.
+    """
 
     batches: Sequence[Batch]
     count: int
@@ -59,6 +62,7 @@ class Step:
     epochs_done: int | None
     end: Position
     spent: Spent = field(default_factory=Spent)
+    start: Position | None = None
 
 
 class Loader:

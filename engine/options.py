@@ -158,6 +158,8 @@ class Parallel(Component):
     group: ClassVar[str] = "parallel"
     processes: int = option(1, "processes to start on this machine; 1 where torchrun, srun or mpirun starts them",
                             at_least=1)  # fmt: skip
+    launcher: str = option("elastic", "what starts them: torch's elastic launcher here, or a Ray cluster",
+                           choices=("elastic", "ray"))  # fmt: skip
     threads: int = option(0, "compute threads of each process; 0: its share of the cores", at_least=0)
     timeout: float = option(60.0, "seconds after which a process that does not answer is given up", above=0)
     shutdown: float = option(60.0, "seconds that a process gets to save once it is asked to stop", above=0)
@@ -167,6 +169,15 @@ class Parallel(Component):
     def build(self) -> interfaces.Strategy:
         """Make this process's strategy, for the processes of ``engine.distributed.current()``."""
         raise NotImplementedError
+
+    def perform(self, session: Session, work: Callable[[Session], None]) -> None:
+        """Do ``work(session)`` in the processes that share it: start them, or be one of them.
+
+        Default: as many as ``processes`` on this machine, or those that a launcher has started.
+        """
+        from engine.distributed.launching import perform
+
+        perform(session, work)
 
 
 @dataclass

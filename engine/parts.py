@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
@@ -125,6 +125,17 @@ class Parts:
         """The step at which the present stage ends."""
         return self._stage_ends[self.position.stage]
 
+    def begin_step(self, step: Step) -> None:
+        """Take note where a step begins and whether it is logged."""
+        if step.start is not None:
+            self.position = replace(step.start, stage=self.position.stage)
+            if self.strategy.follows:  # its rates are those of the step, not of so many as it has made itself
+                self.rates.updates.fill_(step.start.step)
+                self.rates.look_up()
+                self.recent.clear()
+        self.recent.append(self.position)
+        self.logging = self.log_due(step)
+
     def seed(self, position: Position, index: int) -> None:
         """Point torch's generators at the draws of micro-batch (or shard) ``index`` of the step at ``position``."""
         seed_torch(self.step_key.at(position.step * self.draws + index), self.device)
@@ -153,13 +164,16 @@ class Parts:
             return "early stop"
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
             requested = next(filter(None, self.strategy.gather(stop.requested)), None)
+            if requested and self.strategy.leads:
+                stop.tell(requested)
             return f"stopped by {requested}" if requested else "max_time"
         return ""
 
     def outputs(self, batch: Batch, outputs: Callable[[], Any] | None = None) -> Any:
         """Return what the network makes of a micro-batch, in its numeric policy; a loss takes them in float32."""
         with self.precision.forward(batch.samples):
-            return widened(self.network(batch.images) if outputs is None else outputs())
+            made = self.network(batch.images) if outputs is None else outputs()
+            return None if made is None else widened(made)
 
     def is_best(self, scalars: Mapping[str, float]) -> bool:
         """Take note of an evaluation; return whether it is the best so far."""
@@ -172,7 +186,7 @@ class Parts:
         average: list[AbstractContextManager[Any]] = [self.average.swapped()] if self.average else []
         quantised, prepared = self.precision.evaluation_weights(self.model), self.kernels.prepared(self.model)
         average.append(held_in_common(self.model, self.strategy))
-        return [*average, quantised, prepared, self.statistics(self.model), self.strategy.evaluating(self.model)]
+        return [*average, quantised, prepared, self.strategy.evaluating(self.model), self.statistics(self.model)]
 
     def weight(self, samples: int) -> Tensor:
         """Return what multiplies the summed loss of a step: loss scale / samples (1 for a summed loss), a scalar."""

@@ -47,6 +47,11 @@ def wholes(state: Mapping[str, Tensor], writes: bool = True) -> dict[str, Piece]
     return {name: Piece.whole(values, writes) for name, values in state.items()}
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor of torch's DTensor kind, its own memory; another tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def overlap(
     offsets: Sequence[int], sizes: Sequence[int], others: Sequence[int], other_sizes: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:

@@ -37,13 +37,12 @@ class Run(Parts):
                     self.report(step)
             self.save()
             self.checkpoints.close()
-            self.outcome = outcome or "done"
+            self.outcome = outcome or self.ending(stop) or "done"
         return self.outcome
 
     def train(self, step: Step) -> None:
         """Make one step; its update is masked on the device if a number is not finite."""
-        self.recent.append(self.position)
-        self.logging = self.log_due(step)
+        self.begin_step(step)
         loss, applied = self.graphed(self, step) if self.graphed else self.compute(step.batches, step.count)
         self.position = replace(step.end, stage=self.position.stage)  # the loader may have prepared it in another
         for tell in self.on_step_end:
@@ -79,7 +78,8 @@ class Run(Parts):
         """Return a micro-batch's summed loss, as ``Strategy.forward_backward`` asks for it."""
         if self.graphed is None:  # a graph holds nothing that the host does, so there it is done before
             self.begin(batch, index)
-        made = self.outputs(batch, outputs)
+        if (made := self.outputs(batch, outputs)) is None:  # another process goes on from here
+            return batch.images.new_zeros(())
         loss = self.loss(made, batch.targets)
         with torch.no_grad():
             self.metrics.add(loss, self.loss.measure(made, batch.targets), len(batch))

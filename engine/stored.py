@@ -96,6 +96,8 @@ def shape_of(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
 def fill(piece: Piece, tensors: Mapping[str, Tensor], key: str) -> None:
     """Copy a process's piece of a whole tensor into its memory."""
     sizes = tuple(piece.values.shape)
+    if piece.values.numel() == 0:
+        return
     if isinstance(tensors, Stored):
         piece.values.copy_(tensors.box(key, piece.offsets, sizes))
     else:
@@ -108,12 +110,12 @@ def write_pieces(
 ) -> dict[str, dict[str, Any]]:
     """Write what this process is to write; return, for the manifest, its files and where its pieces are.
 
-    Whole tensors are rank 0's, in the file they belong to; pieces are in a file of their process. Raises OSError.
+    Rank 0's whole tensors are in the file they belong to, all else is in files of single processes. Raises OSError.
     """
     told: dict[str, dict[str, Any]] = {FILES: {}, PIECES: {}}
     for name, held in files.items():
         whole = {key: piece.values for key, piece in held.items() if piece.is_whole and piece.writes}
-        parts = {key: piece for key, piece in held.items() if not piece.is_whole and piece.writes}
+        parts = {key: piece for key, piece in held.items() if piece.writes and (rank != 0 or not piece.is_whole)}
         if rank == 0:
             told[FILES][name] = _write(folder / name, whole)
         if parts:

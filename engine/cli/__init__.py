@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from engine import __version__
 from engine.cli import arguments
 from engine.cli.presets import Presets
-from engine.errors import EngineError
+from engine.errors import EXIT_INTERRUPTED, EngineError
 from engine.registry import Registry
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         print(f"engine: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = EXIT_INTERRUPTED
     if code:
         sys.exit(code)
 

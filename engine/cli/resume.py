@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine import manifest
 from engine.cli.folders import RUNS
 from engine.cli.overrides import alternatives, key_of, parse, without_implied
 from engine.cli.presets import picks_of
+from engine.distributed.place import place_of
 from engine.errors import UsageError
 from engine.folder import owner_of
 from engine.options import GROUPS, Job
@@ -24,8 +26,9 @@ LENGTHS = {"run.epochs", "run.steps"}  # one decides and makes the other void
 
 
 def say(text: str) -> None:
-    """Tell the user something about the start of a run, on stderr."""
-    print(f"engine: {text}", file=sys.stderr)
+    """Tell the user something about the start of a run, on stderr; of several processes the first does."""
+    if place_of(os.environ).rank == 0:
+        print(f"engine: {text}", file=sys.stderr)
 
 
 def restored(words: Sequence[str], job: str, registry: Registry, sweep: bool) -> list[str]:

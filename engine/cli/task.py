@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.cli import folders, mistakes, origins, resume
 from engine.cli.presets import Presets
+from engine.distributed.place import place_of
 from engine.errors import UsageError
 from engine.memory import arrange
 from engine.options import GROUPS, Options, check
@@ -104,4 +106,6 @@ class Task:
         }
 
     def _folder(self, options: Options, hydras: str) -> Path:
+        if not options.out and (world := place_of(os.environ).world) > 1:  # each would make one of its own
+            raise UsageError(f"{world} processes were started for one run: name its folder, the same to all, with out=")
         return (folders.usable(Path(options.out)) if options.out else folders.fresh()).absolute()

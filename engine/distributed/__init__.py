@@ -5,7 +5,20 @@ counts what they send, ``watch`` says who does not answer, ``joining`` brings th
 ``launching`` starts them through torch.distributed's elastic launcher.
 """
 
-from engine.distributed.group import Group, Pending, current
-from engine.distributed.traffic import Traffic
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.distributed.group import Group, Pending, current
+    from engine.distributed.traffic import Traffic
 
 __all__ = ["Group", "Pending", "Traffic", "current"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for: the command line wants to know its place, and no more."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("engine.distributed.group"), name)

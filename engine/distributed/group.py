@@ -19,10 +19,10 @@ from torch import Tensor
 
 from engine.distributed.store import PatientStore
 from engine.distributed.traffic import Traffic
-from engine.distributed.watch import Beat, Watch, first_line
-from engine.errors import RunFailed
+from engine.distributed.watch import KEEPER, Beat, ProcessLost, Watch, first_line
 
-POLL = 0.005  # seconds between two looks into the store
+FIRST_POLL, LONGEST_POLL = 0.001, 0.05  # seconds between two looks into the store
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # as torch 2.13 calls it
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Group:
         self.traffic = traffic or Traffic()
         self.process_group, self.store, self.watch = process_group, store, watch
         self.connection = "one process"  # in words, once they are joined
-        self._exchanged, self._channel = 0, ""
+        self._channel = ""
         self._patient = PatientStore(store, watch.patience) if store and watch else None
 
     def split(self, groups: Sequence[Sequence[int]]) -> Group:
@@ -133,15 +133,16 @@ class Group:
         """Return ``values`` summed over all processes, in place (or the largest)."""
         return self.begin_all_reduce(values, what, largest).wait()
 
-    def begin_all_gather(self, values: Tensor, what: str = "") -> Pending:
-        """Begin to collect ``values`` [n, ...] of all processes to [world * n, ...], by rank."""
+    def begin_all_gather(self, values: Tensor, what: str = "", out: Tensor | None = None) -> Pending:
+        """Begin to collect ``values`` [n, ...] of all processes to [world * n, ...], by rank; in ``out``, if given."""
         if self.world == 1:
             return Pending(self, "all_gather", values)
         values = values.contiguous()
-        out = values.new_empty((self.world * values.shape[0], *values.shape[1:]))
+        if out is None:
+            out = values.new_empty((self.world * values.shape[0], *values.shape[1:]))
         return self._run(
             f"all_gather {what}".strip(), (self.world - 1) * size_of(values), out,
-            lambda: dist.all_gather_into_tensor(out, values, group=self.process_group, async_op=True),
+            lambda: all_gather(out, values, group=self.process_group, async_op=True),
         )  # fmt: skip
 
     def all_gather(self, values: Tensor, what: str = "") -> Tensor:
@@ -193,8 +194,9 @@ class Group:
             return [value]
         assert self._patient is not None, "a group of several has one"
         assert self.watch is not None
-        self._exchanged += 1
-        place = f"exchange/{self._channel}{'-'.join(map(str, self.ranks))}/{self._exchanged}"
+        members = f"{self._channel}{'-'.join(map(str, self.ranks))}"
+        self.watch.exchanged[members] += 1  # of all groups that use the store
+        place = f"exchange/{members}/{self.watch.exchanged[members]}"
         self.watch.begin(f"exchange {what}")
         with self.watched(f"exchange {what}"):
             self._patient.set(f"{place}/{self.rank}", json.dumps(value))
@@ -205,22 +207,36 @@ class Group:
         assert self._patient is not None
         assert self.watch is not None
         beat: Beat | None = None
-        look = time.monotonic() + self.watch.patience
+        look, pause = time.monotonic() + self.watch.patience, FIRST_POLL
         while (told := self._patient.get(key)) is None:
             if (failed := self.watch.failed()) is not None:
-                raise RunFailed(f"rank {self.ranks[self.rank]}: rank {failed} has failed; its message says why")
-            if time.monotonic() > look:
+                raise ProcessLost(f"rank {self.ranks[self.rank]}: rank {failed} has failed: its message says why")
+            if beat is None or time.monotonic() > look:
                 alive, beat = self.watch.alive(rank, beat)
                 if not alive:
                     raise self.watch.lost(f"exchange {what}", "no answer")
                 look = time.monotonic() + self.watch.patience
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_POLL)
         return json.loads(told)
+
+    def leave(self) -> None:
+        """Let the others know that this process needs nothing of them any more.
+
+        Rank 0, which keeps the store, waits for all of them.
+        """
+        if self._patient is None:
+            return
+        with self.watched("the end"):
+            self._patient.set(f"left/{self.rank}", "true")
+            for rank in range(self.world) if self.rank == KEEPER else ():
+                self._fetched(f"left/{rank}", rank, "the end")
 
 
 def of_communication(error: RuntimeError) -> bool:
     """Return whether an error of torch is about another process, and not about what is computed here."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "c10d"))
+    words = ("gloo", "NCCL", "c10d", "pair closure")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def size_of(values: Tensor) -> int:

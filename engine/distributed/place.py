@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from engine.errors import UsageError
 
@@ -27,8 +28,8 @@ class Place:
 
     @property
     def machines(self) -> int:
-        """How many machines the processes are on, as many on each."""
-        return max(1, self.world // self.local_world)
+        """How many machines the processes are on; where not as many are on each, at least that there are several."""
+        return ceil(self.world / self.local_world)
 
     def variables(self) -> dict[str, str]:
         """Return the variables by which torch.distributed finds its place."""

@@ -17,6 +17,29 @@ class NoAnswer(RuntimeError):
     """Who keeps the store is there, and says nothing: it has been stopped, or its machine has no time."""
 
 
+def answered(question: Callable[[], Answer], patience: float) -> Answer:
+    """Return the answer to one question, asked in a thread that is left to itself if it takes longer: then NoAnswer."""
+    answer: Future[Answer] = Future()
+    threading.Thread(target=_ask, args=(question, answer), name="engine-question", daemon=True).start()
+    return _awaited(answer, patience)
+
+
+def _ask(question: Callable[[], Answer], answer: Future[Answer]) -> None:
+    if answer.set_running_or_notify_cancel():
+        try:
+            answer.set_result(question())
+        except Exception as error:  # it is raised where it is waited for
+            answer.set_exception(error)
+
+
+def _awaited(answer: Future[Answer], patience: float) -> Answer:
+    try:
+        return answer.result(patience)
+    except TimeoutError:
+        answer.cancel()  # if it is not being asked yet, it need not be
+        raise NoAnswer(f"no answer in {patience:g} s") from None
+
+
 class PatientStore:
     """A store of torch whose questions raise NoAnswer after ``patience`` seconds; torch itself would wait for ever.
 
@@ -43,17 +66,8 @@ class PatientStore:
             self._thread.start()
         answer: Future[Answer] = Future()
         self._questions.put((question, answer))  # type: ignore[arg-type]
-        try:
-            return answer.result(self._patience)
-        except TimeoutError:
-            answer.cancel()  # if it is not being asked yet, it need not be
-            raise NoAnswer(f"no answer in {self._patience:g} s") from None
+        return _awaited(answer, self._patience)
 
     def _work(self) -> None:
         while True:
-            question, answer = self._questions.get()
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(question())
-                except RuntimeError as error:
-                    answer.set_exception(error)
+            _ask(*self._questions.get())

@@ -53,7 +53,7 @@ class Together(Strategy):
 
     def sum(self, values: Tensor) -> Tensor:
         """Return ``values`` summed over all processes; they are left as they are."""
-        return self.group.all_reduce(values.clone(), "sum") if self.world > 1 else values
+        return self.group.all_reduce(values.clone(), "sum") if self.group.world > 1 else values
 
     def share(self, value: Any) -> Any:
         """Return rank 0's ``value`` on every process."""
@@ -65,7 +65,7 @@ class Together(Strategy):
 
     def any(self, flag: bool) -> bool:
         """Return whether any process raised ``flag`` at the call before this one; alone, now."""
-        if self.world == 1:
+        if self.group.world == 1:
             return flag
         before, self._asked = self._asked, self.group.begin_all_reduce(torch.tensor([float(flag)]), "stop", True)
         return before is not None and bool(before.wait().item())
@@ -73,13 +73,13 @@ class Together(Strategy):
     def telemetry(self) -> dict[str, Tensor]:
         """Return what this process has sent and waited for, per step; none where it is alone."""
         steps, self._told_at = self._updates - self._told_at, self._updates
-        if self.world == 1:
+        if self.group.world == 1:
             return {}
         return {tag: torch.tensor(value) for tag, value in self.group.traffic.read(steps).items()}
 
     def describe(self) -> str:
         """Return how many processes there are and how they are connected."""
-        return "" if self.world == 1 else f"{self.world} processes: {self.group.connection}"
+        return "" if self.group.world == 1 else f"{self.group.world} processes: {self.group.connection}"
 
 
 def require_same(group: Group, tensors: Mapping[str, Tensor], update: int) -> None:
@@ -90,11 +90,12 @@ def require_same(group: Group, tensors: Mapping[str, Tensor], update: int) -> No
     everyone = group.all_gather(own[None], "checksums")
     differing = (everyone != everyone[0]).nonzero()
     if len(differing):
-        rank, place = differing[0].tolist()
+        member, place = differing[0].tolist()
         name = list(tensors)[place]
+        other, first = group.ranks[member], group.ranks[0]
         raise RunFailed(
-            f"parallel: after {update} updates '{name}' of rank {rank} is not rank 0's in every bit: a machine or its "
-            "memory is at fault, or a plugin draws differently in each process; the checkpoints before are whole"
+            f"parallel: after {update} updates '{name}' of rank {other} is not rank {first}'s in every bit: a machine "
+            "or its memory is at fault, or a plugin draws differently in each process; the checkpoints before are whole"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ from torch.distributed import Store
 from engine.distributed.store import NoAnswer, PatientStore
 from engine.errors import RunFailed
 
-BEATS = 40  # within the time after which a collective is given up
+BEATS = 20  # within the time after which a collective is given up
 LONGEST = 0.5  # seconds between two beats
 ENOUGH = 2.5  # beats in which a process that is alive surely tells something, where nothing else needs the machine
 KEEPER = 0  # the rank that keeps the store
@@ -21,10 +23,12 @@ KEEPER = 0  # the rank that keeps the store
 class ProcessLost(RunFailed):
     """Another process has died or does not answer: all have to start again, from the newest checkpoint.
 
-    silent: the ranks that do not answer; none where the reason is another.
+    silent: the ranks that do not answer, if it is that.
     """
 
-    silent: tuple[int, ...] = ()
+    def __init__(self, text: str, silent: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.silent = silent
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Watch:
         self._every = min(LONGEST, timeout / BEATS)
         self._store = PatientStore(store, 2 * ENOUGH * self._every)
         self._begun, self._doing = 0, "nothing yet"
+        self.exchanged: Counter[str] = Counter()  # values exchanged through the store, by who took part
         self._ended = threading.Event()
         self._tell(0)
         self._thread = threading.Thread(target=self._beat, name="engine-beat", daemon=True)
@@ -61,23 +66,21 @@ class Watch:
 
     def lost(self, collective: str, reason: str) -> ProcessLost:
         """Return the error for a collective that has failed; it names the processes that do not answer or are late."""
-        silent: list[int] = []
         try:
-            before = self._beats()
-            time.sleep(ENOUGH * self._every)
-            after = self._beats()
-            silent, blame = self._blame(before, after)
+            silent, blame = self._blame()
         except NoAnswer:
             silent, blame = [KEEPER], f"rank {KEEPER} does not answer"
         except RuntimeError:
-            blame = f"rank {KEEPER} has ended"  # and the store with it
-        error = ProcessLost(f"rank {self._rank}: {collective} failed ({reason}); {blame}")
-        error.silent = tuple(silent)
-        return error
+            silent, blame = [], f"rank {KEEPER} has ended"  # and the store with it
+        return ProcessLost(f"rank {self._rank}: {collective} failed ({reason}); {blame}", silent)
 
-    def _blame(self, before: Sequence[Beat], after: Sequence[Beat]) -> tuple[list[int], str]:
+    def _blame(self) -> tuple[list[int], str]:
+        """Return who does not answer, and in words who is to blame."""
         if (failed := self.failed()) is not None:
             return [], f"rank {failed} has failed: its message says why"
+        before = self._beats()
+        time.sleep(ENOUGH * self._every)
+        after = self._beats()
         others = [rank for rank in range(self._world) if rank != self._rank]
         silent = [rank for rank in others if after[rank].count == before[rank].count]
         if silent:
@@ -106,25 +109,10 @@ class Watch:
         told = self._store.get("failed")
         return None if told is None else int(told)
 
-    def leave(self, well: bool) -> None:
-        """Let the others know that this process needs nothing of them any more.
-
-        The process that keeps the store waits until all have told so: those that are alive, where all went well, and
-        for a moment only where something has failed.
-        """
-        self._store.set(f"left/{self._rank}", "")
-        if self._rank != KEEPER:
-            return
-        begun = time.monotonic()
-        seen: dict[int, Beat | None] = dict.fromkeys(range(self._world))
-        while seen:
-            seen = {rank: beat for rank, beat in seen.items() if self._store.get(f"left/{rank}") is None}
-            waited = time.monotonic() - begun
-            if waited > (self.patience if well else ENOUGH * self._every):
-                begun = time.monotonic()
-                answers = {rank: self.alive(rank, beat) for rank, beat in seen.items()} if well else {}
-                seen = {rank: beat for rank, (alive, beat) in answers.items() if alive}
-            self._ended.wait(self._every / 4)
+    def linger(self) -> None:
+        """Where this process keeps the store and has failed: stay until the others have seen that, and why."""
+        if self._rank == KEEPER:
+            time.sleep(ENOUGH * self._every)
 
     def _beats(self) -> list[Beat]:
         return [self._of(rank) for rank in range(self._world)]
@@ -152,5 +140,6 @@ class Watch:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().split("\n")[0]
+    """Return the first line of what an error says, without what torch puts before it and the advice after it."""
+    line = str(error).strip().split("\n")[0]
+    return re.sub(r"^(Got the following error.*?RuntimeError: )?(\[\S+:\d+\] )?", "", line).split(". ")[0]

@@ -25,10 +25,11 @@ def main() -> int:
 
     payload: Payload = pickle.loads(payload_path.read_bytes())  # written by our own launcher, into its own folder
     try:
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(payload.restart)  # each time is the first, to the launcher
         session = Session(registry=Registry.load(), **payload.session)
         arrange(session.options.run)
         session.options.job.build()(session)
-    except EngineError as error:
+    except (EngineError, KeyboardInterrupt) as error:
         return say_ended(Path(payload.ended), int(os.environ["RANK"]), error)
     except Exception as error:
         traceback.print_exc()

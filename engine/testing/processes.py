@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import multiprocessing
 import os
+import pickle
 import socket
 import struct
 import traceback
@@ -20,18 +21,26 @@ from typing import Any
 CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS, UP_AND_RUNNING = 0x8914, 0x41
 PORT = 29400  # in the network of their own
-PRELOADED = ["torch", "torch.distributed", "engine.distributed.joining", "engine.testing"]
+# torch._dynamo, which DistributedDataParallel needs, takes a second to import.
+PRELOADED = ["torch", "torch.distributed.fsdp", "torch._dynamo", "engine.distributed.joining", "engine.testing"]
 
 
 def together(
-    world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60, **options: Any
+    world: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout: float = 60,
+    lost: Sequence[int] = (),
+    **options: Any,
 ) -> list[Any]:
     """Return what ``function(*arguments)`` returns in each of ``world`` processes that are joined, by rank.
 
     Within it ``engine.distributed.current()`` is their group. The function belongs to a module and is pickled, as are
-    arguments and results. options: those of ``Parallel``. Raises AssertionError with the traceback of the first
+    arguments and results. options: those of ``Parallel``; lost: the ranks of processes that the function kills or
+    stops, which are not waited for. Raises AssertionError with the traceback of the first
     process that failed, or naming those that are not through after ``timeout`` seconds.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo tells that the own network has no host names
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     pipes = [context.Pipe() for _ in range(world)]
@@ -49,15 +58,15 @@ def together(
         if rank == 0:  # makes the network, and says where it is
             first, port = _received(pipes[0][0], timeout, 0)
     try:
-        return _results([ours for ours, _ in pipes], timeout)
+        return _results([ours for ours, _ in pipes], timeout, lost)
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _results(pipes: Sequence[Connection], timeout: float) -> list[Any]:
-    results: dict[int, Any] = {}
+def _results(pipes: Sequence[Connection], timeout: float, lost: Sequence[int]) -> list[Any]:
+    results: dict[int, Any] = dict.fromkeys(lost)
     while len(results) < len(pipes):
         waited_for = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
         ready = wait(waited_for, timeout)
@@ -72,7 +81,7 @@ def _results(pipes: Sequence[Connection], timeout: float) -> list[Any]:
 def _received(pipe: Connection, timeout: float, rank: int) -> Any:
     assert pipe.poll(timeout), f"rank {rank} is not through after {timeout} s"
     try:
-        works, value = pipe.recv()
+        works, value = pickle.loads(pipe.recv_bytes())
     except EOFError:
         raise AssertionError(f"rank {rank} died") from None
     assert works, f"rank {rank} failed:\n{value}"
@@ -91,7 +100,7 @@ def _carry_out(
 ) -> None:
     try:
         if rank == 0:
-            pipe.send((True, (os.getpid(), enter_own_network())))
+            _send(pipe, True, (os.getpid(), enter_own_network()))
         else:
             _enter_network_of(first)
         from engine.distributed.joining import joined
@@ -102,9 +111,14 @@ def _carry_out(
         place = Place(rank, world, rank, world, address="127.0.0.1", port=port)
         with joined(Parallel(**settings), place):
             result = function(*arguments)
-        pipe.send((True, result))
+        _send(pipe, True, result)
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        _send(pipe, False, traceback.format_exc())
+
+
+def _send(pipe: Connection, works: bool, value: Any) -> None:
+    """Send what lives on when this process has ended; by itself a pipe shares the memory of torch's tensors."""
+    pipe.send_bytes(pickle.dumps((works, value)))
 
 
 def enter_own_network() -> int:

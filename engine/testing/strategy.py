@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 from engine import interfaces
 from engine.interfaces import Batch, Strategy
 from engine.options import Parallel
+from engine.randomness import Key
 from engine.testing.promises import Promises
 
 TOLERANCE = 1e-12  # relative, float64: only the order of additions may differ
@@ -30,7 +31,8 @@ MASKED = "update() leaves parameters and optimiser state bit-equal when bad is 1
 def check_strategy(strategy: Parallel | Strategy) -> None:
     """Check a strategy on a small float64 network, against autograd over the batches of all processes.
 
-    Promises: rank and world; shard and wrap keep parameter names and the function; gradients with 1 and 3
+    Promises: rank and world; shard and wrap keep parameter names and the function; pieces of all processes make the
+    whole once; within evaluating() each process computes by itself what the model does; gradients with 1 and 3
     micro-batches of different sizes and the norm are right to 1e-12, the returned loss is summed; clip scales to
     the true global norm; agree, any and sum combine all processes; a masked update changes nothing, another is the
     optimiser's own. Of a strategy with several processes, every process calls this. Raises BrokenPromise.
@@ -41,6 +43,8 @@ def check_strategy(strategy: Parallel | Strategy) -> None:
     promises.expect(place, "rank is within 0..world - 1", f"rank {strategy.rank}, world {strategy.world}")
     case = _Case(promises, strategy)
     case.check_wrapping()
+    case.check_pieces()
+    case.check_evaluating()
     for shares in SHARES:
         case.check_gradients(shares)
     case.check_clip()
@@ -79,6 +83,39 @@ class _Case:
         same = torch.allclose(self.network(images), self.plain(images), rtol=TOLERANCE, atol=0)
         self.promises.expect(same, "the wrapped model computes what the model does", "the outputs differ")
 
+    def check_pieces(self) -> None:
+        """Look whether what all processes write is every tensor once, and whether each holds the right part."""
+        promise = "pieces() are boxes of the whole tensors, and every element is written by one process"
+        with self.promises.works(promise):
+            pieces = self.strategy.pieces(self.model.state_dict())
+        wholes = self.plain.state_dict()
+        told = {name: (list(piece.offsets), list(piece.values.shape)) for name, piece in pieces.items() if piece.writes}
+        everyone = self.strategy.gather(told)
+        for name, whole in wholes.items():
+            if name in pieces:
+                piece = pieces[name]
+                box = tuple(slice(b, b + n) for b, n in zip(piece.offsets, piece.values.shape, strict=True))
+                right = piece.shape == tuple(whole.shape) and torch.equal(piece.values, whole[box])
+                self.promises.expect(right, promise, f"that of '{name}' at {piece.offsets} is not in the whole")
+            written = torch.zeros(whole.shape, dtype=torch.int64)
+            for boxes in everyone:
+                if name in boxes:
+                    offsets, sizes = boxes[name]
+                    written[tuple(slice(b, b + n) for b, n in zip(offsets, sizes, strict=True))] += 1
+            self.promises.expect(bool((written == 1).all()), promise, f"'{name}' is not written once")
+
+    def check_evaluating(self) -> None:
+        """Evaluate another number of batches in every process, which must not wait for each other then."""
+        promise = "within evaluating() the model computes by itself, and afterwards holds what it held"
+        state = self.model.state_dict()
+        before = {name: value.clone() for name, value in state.items()}
+        images = self.batches((6,))[0].images
+        with self.promises.works(promise), torch.no_grad(), self.strategy.evaluating(self.model):
+            outputs = [self.model(images) for _ in range(1 + self.strategy.rank)]
+        same = torch.allclose(outputs[-1], self.plain(images), rtol=TOLERANCE, atol=TOLERANCE)
+        self.promises.expect(same, promise, "the outputs are not the model's")
+        self.promises.expect(same_bits(before, self.model.state_dict()), promise, "weights have changed")
+
     def batches(self, shares: Sequence[int]) -> list[Batch]:
         """Return the micro-batches of all processes together, ``shares`` samples of each in every process."""
         generator = torch.Generator().manual_seed(sum(shares))
@@ -104,9 +141,10 @@ class _Case:
         """Run the strategy's forward_backward; return its loss and the indices it asked for."""
         asked = []
 
-        def loss_of(batch: Batch, index: int) -> Tensor:
+        def loss_of(batch: Batch, index: int, outputs: Callable[[], Tensor] | None = None) -> Tensor:
             asked.append(index)
-            return functional.cross_entropy(self.network(batch.images), batch.targets, reduction="sum")
+            scores = self.network(batch.images) if outputs is None else outputs()
+            return functional.cross_entropy(scores, batch.targets, reduction="sum")
 
         for parameter in self.parameters:
             parameter.grad = None
@@ -130,7 +168,7 @@ class _Case:
         for weight in (0.1, 16.0):
             loss, asked = self.backward(shares, weight)
             own, gradients = self.expected(shares, weight)
-            self.promises.expect(sorted(asked) == list(range(len(shares))), CALLED, f"{words} it asked for {asked}")
+            self.promises.expect(self.right(asked, len(shares)), CALLED, f"{words} it asked for {asked}")
             error = abs(float(loss) - float(own)) / float(own)
             right = loss.ndim == 0 and not loss.requires_grad and error <= TOLERANCE
             self.promises.expect(right, RETURNED, f"{words} it is {loss} instead of {float(own)}")
@@ -138,9 +176,26 @@ class _Case:
                 promise = f"{GRADIENTS}, to {TOLERANCE:g}"
                 self.promises.expect(parameter.grad is not None, promise, f"{words} '{name}' has none")
                 assert parameter.grad is not None
-                error = float((parameter.grad - gradient).norm() / gradient.norm())
+                error = self.distance(name, parameter.grad, gradient)
                 how = f"{words} and weight {weight} that of '{name}' is off by {error:.3g}"
                 self.promises.expect(error <= TOLERANCE, promise, how)
+
+    def right(self, asked: Sequence[int], micro_batches: int) -> bool:
+        """Return whether the loss was asked for every micro-batch, under numbers that no other process used."""
+        shards = self.strategy.fixed_shards or 1
+        every = [asked] if shards == 1 else self.strategy.gather(asked)
+        used = [index for one in every for index in one]
+        return len(used) == len(set(used)) and {index // shards for index in asked} == set(range(micro_batches))
+
+    def held(self) -> dict[str, Tensor]:
+        """Return what this process holds of the model."""
+        return {name: piece.values for name, piece in self.strategy.pieces(self.model.state_dict()).items()}
+
+    def distance(self, name: str, value: Tensor, whole: Tensor) -> float:
+        """Return how far this process's part of a parameter, or of a tensor like it, is from the right one."""
+        piece = self.strategy.pieces({name: value.detach()})[name]
+        part = whole.detach()[tuple(slice(b, b + n) for b, n in zip(piece.offsets, piece.values.shape, strict=True))]
+        return float((piece.values - part).norm() / whole.detach().norm())
 
     def names(self) -> list[str]:
         return [name for name, _ in self.model.named_parameters()]
@@ -157,10 +212,10 @@ class _Case:
             close = abs(clipped_from - true) <= TOLERANCE * true
             self.promises.expect(close, CLIPPED, f"it returns {clipped_from} instead of {true}")
             factor = min(1.0, largest / true)
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            for name, parameter, gradient in zip(self.names(), self.parameters, gradients, strict=True):
                 assert parameter.grad is not None
                 # torch adds 1e-6 to the norm before it divides; a gradient within the bound is left alone.
-                error = float((parameter.grad - factor * gradient).norm() / (factor * gradient).norm())
+                error = self.distance(name, parameter.grad, factor * gradient)
                 how = f"with norm {true:.4g} and largest {largest:.4g} a gradient is off by {error:.3g}"
                 self.promises.expect(error <= (1e-5 if factor < 1 else TOLERANCE), CLIPPED, how)
 
@@ -202,22 +257,24 @@ class _Case:
         mine, plain = (
             torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, fused=fused) for m in (self.model, self.plain)
         )
+        with self.promises.works("prepare() takes an optimiser"):
+            self.strategy.prepare(mine, Key.of(0))
         for bad in (0.0, 1.0, 0.0):
             self.backward((3,), 0.5)
             for parameter, gradient in zip(self.plain.parameters(), self.expected((3,), 0.5)[1], strict=True):
                 parameter.grad = gradient
-            before = copy.deepcopy((self.model.state_dict(), mine.state_dict()["state"]))
+            before = copy.deepcopy((self.held(), mine.state_dict()["state"]))
             with self.promises.works("update() applies the optimiser's step through the precision"):
                 self.strategy.update(precision, mine, torch.tensor(bad))
             if bad:
-                after = self.model.state_dict(), mine.state_dict()["state"]
+                after = self.held(), mine.state_dict()["state"]
                 self.promises.expect(
                     same_bits(before, after), MASKED, f"{'fused' if fused else 'plain'} SGD changed them"
                 )
                 continue
             plain.step()
             for name, parameter, expected in zip(self.names(), self.parameters, self.plain.parameters(), strict=True):
-                error = float((parameter - expected).detach().norm() / expected.detach().norm())
+                error = self.distance(name, parameter, expected)
                 how = f"'{name}' is off by {error:.3g} ({'fused' if fused else 'plain'} SGD)"
                 self.promises.expect(error <= TOLERANCE, "update() applies the optimiser's step when bad is 0.0", how)
 

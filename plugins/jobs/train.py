@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from engine import Session, assemble
-from engine.distributed.joining import joined
-from engine.distributed.launching import launch
-from engine.distributed.place import place_of
 from engine.errors import Stopped
 from engine.signals import StopRequests
 
@@ -18,12 +14,7 @@ def train(session: Session) -> None:
 
     Raises Stopped (exit code 75) if a signal or max_time ended it earlier.
     """
-    place = place_of(os.environ)
-    if place.world == 1 and session.options.parallel.processes > 1:
-        launch(session)
-        return
-    with joined(session.options.parallel, place):
-        train_here(session)
+    session.options.parallel.perform(session, train_here)
 
 
 def train_here(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Built-in optimisers (sgd, adamw) and learning rate schedules (constant, step, cosine, onecycle)."""
+"""Built-in optimisers (sgd, adamw, adagrad) and learning rate schedules (constant, step, cosine, onecycle)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ class AdamW(Optim):
         from .optimizers import adamw
 
         return adamw(groups, self.lr, (self.beta1, self.beta2), self.eps, self.weight_decay, self.decay_all)
+
+
+@dataclass
+class Adagrad(Optim):
+    """Rates that fall with each weight's own squared gradients (Duchi et al. 2011); steadies parallel=async."""
+
+    lr: float = option(0.01, "learning rate that the schedule's factor multiplies", above=0)
+    initial: float = option(0.0, "sum of squares to begin with: above 0, the first updates are smaller", at_least=0)
+    eps: float = option(1e-10, "added to the denominator", above=0)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient", at_least=0)
+    decay_all: bool = option(False, "also decay biases and normalisation parameters")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Make the optimiser."""
+        from .optimizers import adagrad
+
+        return adagrad(groups, self.lr, self.initial, self.eps, self.weight_decay, self.decay_all)
 
 
 @dataclass
@@ -112,6 +129,7 @@ def engine_options(store: Store) -> None:
     """Register the built-in optimisers and schedules."""
     store.add("optim", "sgd", SGD)
     store.add("optim", "adamw", AdamW)
+    store.add("optim", "adagrad", Adagrad)
     store.add("schedule", "constant", Constant)
     store.add("schedule", "step", Step)
     store.add("schedule", "cosine", Cosine)

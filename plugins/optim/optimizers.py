@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from engine import UsageError
 
@@ -143,6 +143,16 @@ def adamw(
             raise UsageError(f"optim.{name}=1: must be below 1")
     decayed = _decayed(groups, weight_decay, decay_all)
     return AdamW(decayed, lr=lr, betas=betas, eps=eps, fused=_fusable(groups))
+
+
+def adagrad(
+    groups: list[dict[str, Any]], lr: float, initial: float, eps: float, weight_decay: float, decay_all: bool
+) -> Optimizer:
+    """Return Adagrad over ``groups``; weight decay is added to the gradient. torch has a fused one on CPUs alone."""
+    decayed = _decayed(groups, weight_decay, decay_all)
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    fused = on_cpu and _fusable(groups)
+    return Adagrad(decayed, lr=lr, initial_accumulator_value=initial, eps=eps, fused=fused or None)
 
 
 def _decayed(groups: list[dict[str, Any]], weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from engine import UsageError
 from engine.masking import maskable, masked_step
 from engine.options import Optim
-from engine.plugins.optim import SGD, AdamW
+from engine.plugins.optim import SGD, Adagrad, AdamW
 
 GOOD, BAD = torch.zeros(()), torch.ones(())
 CHOICES = [
@@ -22,6 +22,7 @@ CHOICES = [
     SGD(nesterov=True, weight_decay=0.1),
     SGD(momentum=0.0),
     AdamW(weight_decay=0.1),
+    Adagrad(weight_decay=0.1),
 ]
 
 
@@ -75,9 +76,20 @@ def adamw_by_hand(weight: Tensor, grads: list[Tensor], lr: float, decay: float) 
     return weight
 
 
+def adagrad_by_hand(weight: Tensor, grads: list[Tensor], lr: float, initial: float, decay: float) -> Tensor:
+    squares = torch.full_like(weight, initial)
+    for grad in grads:
+        grad = grad + decay * weight
+        squares = squares + grad**2
+        weight = weight - lr * grad / (squares.sqrt() + 1e-10)
+    return weight
+
+
 @pytest.mark.parametrize("decay_all", [False, True])
 @pytest.mark.parametrize("options", CHOICES)
-def test_updates_are_the_papers_and_only_what_decays_is_decayed(options: SGD | AdamW, decay_all: bool) -> None:
+def test_updates_are_the_papers_and_only_what_decays_is_decayed(
+    options: SGD | AdamW | Adagrad, decay_all: bool
+) -> None:
     options = type(options)(**{**vars(options), "lr": 0.25, "decay_all": decay_all})
     weights = parameters()
     starts = [weight.detach().clone() for weight in weights]
@@ -94,6 +106,8 @@ def test_updates_are_the_papers_and_only_what_decays_is_decayed(options: SGD | A
         decay = options.weight_decay if index == 0 or decay_all else 0.0
         if isinstance(options, SGD):
             expected = sgd_by_hand(start, given[index], 0.25, options.momentum, options.nesterov, decay)
+        elif isinstance(options, Adagrad):
+            expected = adagrad_by_hand(start, given[index], 0.25, options.initial, decay)
         else:
             expected = adamw_by_hand(start, given[index], 0.25, decay)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
