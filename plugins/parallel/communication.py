@@ -3,6 +3,7 @@
 # Annotations are not postponed here: torch looks at those of a communication hook.
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,6 @@ from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
 
-from engine import UsageError
 from engine.distributed.group import Group, Pending
 
 
@@ -93,24 +93,25 @@ class LowRank(Sending):
                 memory.clear()
 
 
-def sending_of(compress: str, group: Group, rank: int, begin_at: int) -> Sending:
-    """Return what ``parallel.compress`` names. Raises UsageError for a first step that torch does not take."""
+def sending_of(compress: str, rank: int, begin_at: int) -> Callable[[Group], Sending]:
+    """Return what makes, for a group, the sending that ``parallel.compress`` names."""
     if compress == "none":
-        return Whole()
-    if compress != "powersgd":
-        return Cast({"float16": torch.float16, "bfloat16": torch.bfloat16}[compress])
-    if begin_at < 2:
-        raise UsageError(
-            f"parallel.compress_after={begin_at}: torch sorts the buckets anew after the first step, so PowerSGD begins "
-            "after 2 steps at the earliest; raise it"
-        )
-    return LowRank(group, rank, begin_at)
+        return lambda group: Whole()
+    if compress == "powersgd":
+        return lambda group: LowRank(group, rank, begin_at)
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[compress]
+    return lambda group: Cast(dtype)
 
 
 def summed(pending: Pending) -> Future[Tensor]:
     """Return a future of the collective's result, which raises what the collective does."""
     future: Any = pending.work.get_future()
     return future.then(lambda done: done.value()[0])
+
+
+def gradient_type(parameter: Tensor) -> torch.dtype:
+    """Return the type of a parameter's gradients, which a numeric policy may have made wider than its own."""
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
 
 
 class Buckets:
