@@ -1,0 +1,1 @@
+"""Model parallelism by layers: every process has some of them, and activations pass from one to the next."""
