@@ -1,0 +1,1 @@
+"""What a planner needs to know of a model, of a machine and of a network, and what it makes of it."""
