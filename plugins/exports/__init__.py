@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Export(Job):
-    """Write a trained network into a file at out= that runs without the training: packed bits, ONNX, torch.export."""
+    """Write a trained network into a file at out= for use elsewhere: packed bits, ONNX, torch.export, tensors."""
 
     checkpoint: str = option("", "run or checkpoint folder, or a state dict in a .pt, .pth, .th or .safetensors file")
     format: str = option(
-        "torch_export", "form of the file: binary packs a network of one bit, onnx and torch_export take any",
-        choices=("binary", "onnx", "torch_export"),
+        "torch_export", "form of the file: binary packs a network of one bit; the others take any network",
+        choices=("binary", "onnx", "state_dict", "torch_export"),
     )  # fmt: skip
     examples: int = option(64, "test images on which the file is compared with the model", at_least=1)
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 from engine import Session, UsageError
 from engine.trained import Trained, trained
 
-from . import graphs, packed
+from . import graphs, packed, state_dict
 from .place import require_writable
 
 if TYPE_CHECKING:
     from . import Export
 
-ENDINGS = {"binary": "bits", "onnx": "onnx", "torch_export": "pt2"}
+ENDINGS = {"binary": "bits", "onnx": "onnx", "state_dict": "safetensors", "torch_export": "pt2"}
 FORMATS: Mapping[str, Callable[[Trained, Path], str]] = {
-    "binary": packed.write, "onnx": graphs.write_onnx, "torch_export": graphs.write_torch_export
+    "binary": packed.write, "onnx": graphs.write_onnx, "state_dict": state_dict.write,
+    "torch_export": graphs.write_torch_export,
 }  # fmt: skip
 
 
