@@ -5,6 +5,7 @@
 # TORCH   a version (2.13.0), or any requirement pip reads (torch>=2.11, a wheel's path);
 #         where pip looks for it follows pip's own settings, for example PIP_INDEX_URL
 # ARGS    more arguments of `engine train`, pytest or a benchmark
+# WORKERS processes in which `make test` runs tests side by side
 # ENGINE_CUDA        0 leaves out the CUDA kernels, 1 fails where they cannot be built; unset, built where nvcc is
 # ENGINE_CUDA_ARCHS  the GPUs that they are built for, as in "80;90"; unset, those of this machine, else 80 and 90
 # ENGINE_JPEG        0 decodes JPEG with simplejpeg, 1 fails without libjpeg-turbo's headers; unset, what is there
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
 ARGS ?=
+WORKERS ?= 2
 ENGINE_CUDA ?=
 ENGINE_CUDA_ARCHS ?=
 ENGINE_JPEG ?=
@@ -34,7 +36,7 @@ train: build  ## train the default configuration: make train ARGS="model=lenet r
 	$(BIN)/engine train $(ARGS)
 
 test: build  ## every test but the long ones: make test ARGS="tests/core -k philox"
-	$(BIN)/pytest -m "not soak" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not soak" $(ARGS)
 
 soak: build  ## the long tests alone
 	$(BIN)/pytest -m soak $(ARGS)
@@ -80,7 +82,7 @@ distclean: clean  ## remove the environment too
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	    printf '%-10s %s\n' "$$name" "$$text"; done
-	@sed -n '3,11s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+	@sed -n '3,12s/^# \{0,1\}//p' $(MAKEFILE_LIST)
 
 # Said before anything is built: to compile for no GPU takes minutes.
 need_gpu = nvidia-smi -L 2>&1 | grep -q '^GPU' || { \

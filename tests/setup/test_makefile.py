@@ -76,7 +76,7 @@ def test_a_fresh_checkout_installs_torch_first_then_the_rest_then_builds_and_tra
 
 def test_a_second_call_uses_the_environment_at_once(checkout: Checkout) -> None:
     checkout.calls_of("test")
-    assert checkout.calls_of("test", "ARGS=-x") == ["pytest -m not soak -x"]
+    assert checkout.calls_of("test", "ARGS=-x") == ["pytest -n 2 --dist worksteal -m not soak -x"]
     assert checkout.calls_of("train") == ["engine train"]
 
 
