@@ -49,6 +49,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 Step = Callable[[Tensor, Tensor], float]
+Shape = tuple[int, int, int, int]
 
 
 def torchs(model: nn.Module, group: Group, compress: bool) -> Step:
@@ -88,9 +89,10 @@ class Plain(Precision):
     dtype = torch.float32
 
 
-def ours(model: nn.Module, group: Group, options: Parallel) -> Step:
-    """Return a step of one of the engine's strategies."""
+def ours(model: nn.Module, group: Group, options: Parallel, example: Shape) -> Step:
+    """Return a step of one of the engine's strategies; example: the shape of a process's images."""
     strategy, precision = options.build(), Plain()
+    strategy.example, strategy.precision = example, precision
     model = strategy.shard(model)
     optimizer = sgd(model)
     network = strategy.wrap(model)
@@ -112,14 +114,11 @@ def ours(model: nn.Module, group: Group, options: Parallel) -> Step:
     return step
 
 
-SIDES: dict[str, Callable[[nn.Module, Group], Step]] = {
-    "DDP": lambda model, group: torchs(model, group, compress=False),
-    "DDP, bfloat16": lambda model, group: torchs(model, group, compress=True),
-    **{
-        f"hybrid {scheme}": (lambda model, group, scheme=scheme: ours(model, group, Hybrid(scheme=scheme)))
-        for scheme in "abcd"
-    },
-}
+def side(name: str, model: nn.Module, group: Group, example: Shape) -> Step:
+    """Return the step of a side by its name: "DDP", "DDP, bfloat16", or "hybrid a" to "hybrid d"."""
+    if name.startswith("DDP"):
+        return torchs(model, group, compress=name.endswith("bfloat16"))
+    return ours(model, group, Hybrid(scheme=name.removeprefix("hybrid ")), example)
 
 
 def measure(group: Group, work: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def measure(group: Group, work: dict[str, Any]) -> dict[str, Any]:
     images = torch.randn(group.world * work["batch"], 3, size, size, generator=generator)[own].clone()
     targets = torch.randint(CLASSES, (group.world * work["batch"],), generator=generator)[own]
     model = alexnet()
-    sides = {name: SIDES[name](copy.deepcopy(model), group) for name in work["sides"]}
+    sides = {name: side(name, copy.deepcopy(model), group, tuple(images.shape)) for name in work["sides"]}
     del model
     result: dict[str, Any] = {name: {"seconds": [], "bytes": [], "loss": 0.0} for name in sides}
     for turn in range(1 + work["rounds"]):

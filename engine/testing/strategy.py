@@ -70,6 +70,8 @@ class _Case:
     def __init__(self, promises: Promises, strategy: Strategy) -> None:
         self.promises, self.strategy = promises, strategy
         self.plain = _network()
+        # What the engine tells before it shards.
+        strategy.example, strategy.precision = (max(map(max, SHARES)), 1, 6, 6), _DoublePrecision()
         with promises.works("shard() and wrap() take a model"):
             self.model = strategy.shard(copy.deepcopy(self.plain))
             self.network = strategy.wrap(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -73,14 +74,17 @@ def sent() -> list[dict[str, float]]:
     tensor = torch.ones(LARGE)
     rows = []
     for name in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter", "broadcast"):
-        group.exchange("all are here")
-        before = bytes_sent()
-        group.exchange("all have looked")
-        group.traffic.sent = Counter()
-        getattr(group, name)(tensor.clone())
-        told = group.exchange(sum(group.traffic.sent.values()))
-        rows.append({"name": name, "network": bytes_sent() - before, "counted": sum(told)})
-        group.exchange("all have looked again")
+        rows.append({"name": name, "network": math.inf, "counted": 0.0})
+        for _ in range(3):  # processes also ask the store whether others are alive: the more, the slower the machine
+            group.exchange("all are here")
+            before = bytes_sent()
+            group.exchange("all have looked")
+            group.traffic.sent = Counter()
+            getattr(group, name)(tensor.clone())
+            told = group.exchange(sum(group.traffic.sent.values()))
+            rows[-1]["network"] = min(rows[-1]["network"], bytes_sent() - before)
+            rows[-1]["counted"] = sum(told)
+            group.exchange("all have looked again")
     return rows
 
 

@@ -69,22 +69,24 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "kernels=auto": [{"cache": "none", "error_budget": 1e-4, "workspace": 0}],
     "marginalize=multi_scale": [{"sizes": [8, 5]}],
     "marginalize=ten_crop": [{"crop": 5}],
+    "parallel=single": [{"canonical": 1}],
+    "parallel=pipeline": [{"microbatches": 1}],
     "observe=tensorboard": [{"histograms": 1, "images": 2}],
     "observe=profile": [{"wait": 0, "warmup": 1, "record": 2}],
 }
 
 
-# Their defaults are for photographs, which the checks' few pixels are not.
-FOR_PHOTOGRAPHS = {
+# Their defaults are for more pixels, or samples, than the checks have.
+TOO_LARGE = {
     f"augment={name}"
     for name in ("resize", "center_crop", "random_crop", "random_resized_crop", "random_shortest_size")
-}
+} | {"parallel=pipeline"}
 
 
 def components() -> Iterator[object]:
     for group, name in Registry.load().components:
         if group in CHECKS:
-            defaults: list[dict[str, object]] = [] if f"{group}={name}" in FOR_PHOTOGRAPHS else [{}]
+            defaults: list[dict[str, object]] = [] if f"{group}={name}" in TOO_LARGE else [{}]
             for settings in (*defaults, *VARIANTS.get(f"{group}={name}", [])):
                 words = [f"{group}={name}", *(f"{key}={value}" for key, value in settings.items())]
                 yield pytest.param(group, name, settings, id=" ".join(words))
