@@ -243,7 +243,7 @@ def enter_stage(run: Parts) -> None:
     run.parameters = [parameter for group in groups for parameter in group["params"]]
     run.optimizer = options.optim.build(groups)
     require_training(run)
-    run.precision.sum_over_processes = run.strategy.sum
+    run.precision.sum_over_processes, run.precision.leads = run.strategy.sum, run.strategy.leads
     run.precision.prepare(run.model, run.optimizer, run.key.at("precision"))
     if options.run.cuda_graph:
         require_recordable_optimizer(run.optimizer)

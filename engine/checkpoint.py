@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -79,6 +80,13 @@ class Checkpoints:
         self.wait()
         if self._pool is not None:
             self._pool.shutdown()
+
+    def give_up(self) -> None:
+        """As ``close``, where the run has failed already: what goes wrong here as well is told, not raised."""
+        try:
+            self.close()
+        except RunFailed as error:
+            print(f"engine: {error}", file=sys.stderr)
 
     def _save(self, step: int, files: Mapping[str, Mapping[str, Piece]], facts: Mapping[str, Any]) -> Path:
         folder = manifest.folder_of(self.run, step)

@@ -156,6 +156,7 @@ class Parallel(Component):
     """How processes share the work, and how they are started."""
 
     group: ClassVar[str] = "parallel"
+    shares_samples: ClassVar[bool] = True  # whether processes share each micro-batch by its samples
     processes: int = option(1, "processes to start on this machine; 1 where torchrun, srun or mpirun starts them",
                             at_least=1)  # fmt: skip
     launcher: str = option("elastic", "what starts them: torch's elastic launcher here, or a Ray cluster",

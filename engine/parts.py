@@ -146,6 +146,12 @@ class Parts:
             tell(self, batch)
         self.seed(self.position, index)
 
+    def close(self) -> None:
+        """Give up what the run holds, whether it has ended well or not; what is being saved is waited for."""
+        self.checkpoints.give_up()
+        self.loader.close()
+        self.lock.close()
+
     def start_clocks(self) -> None:
         """Measure from now on: throughput, and the time that the run may take."""
         self.deadline = time.monotonic() + self.max_seconds

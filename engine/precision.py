@@ -37,6 +37,8 @@ class Precision(Protocol):
 
     sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
     """Returns the sum of a tensor over all processes, the same in each: set by the engine before ``prepare``."""
+    leads: bool = True
+    """Whether this is the one process that goes on with sums over all of them that a checkpoint holds: set likewise."""
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Return the model in this policy's numbers, with the same parameter names; it may be converted already.

@@ -145,5 +145,4 @@ class Run(Parts):
             raise
         finally:
             self.hooks.on_fit_end(run=self, outcome=self.outcome)
-            self.loader.close()
-            self.lock.close()
+            self.close()

@@ -61,7 +61,12 @@ def launch(session: Session) -> None:
     Raises what one process would have raised: UsageError, RunFailed, Stopped; RunFailed also if processes were lost
     more often than ``parallel.restarts``.
     """
-    parallel = session.options.parallel
+    parallel, batch = session.options.parallel, session.options.run.batch
+    if parallel.shares_samples and parallel.processes > batch:
+        raise UsageError(
+            f"run.batch={batch} is fewer than one for each of {parallel.processes} processes: raise run.batch, or "
+            "start fewer"
+        )
     attempt = _attempt
     if parallel.launcher == "ray":
         from engine.distributed.on_ray import attempt

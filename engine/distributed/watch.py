@@ -45,7 +45,7 @@ class Watch:
 
     def __init__(self, store: Store, rank: int, world: int, timeout: float) -> None:
         self._rank, self._world = rank, world
-        self._every = min(LONGEST, timeout / BEATS)
+        self._timeout, self._every = timeout, min(LONGEST, timeout / BEATS)
         self._store = PatientStore(store, 2 * ENOUGH * self._every)
         self._begun, self._doing = 0, "nothing yet"
         self.exchanged: Counter[str] = Counter()  # values exchanged through the store, by who took part
@@ -98,7 +98,7 @@ class Watch:
     @property
     def patience(self) -> float:
         """Seconds in which a process that is alive tells something, whatever else it does."""
-        return BEATS * self._every
+        return max(BEATS * self._every, self._timeout / 2)
 
     def tell_failure(self) -> None:
         """Let the others know that this process has failed, and says why."""

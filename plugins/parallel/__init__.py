@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from engine import Job, Parallel, UsageError, hookimpl, option
 
@@ -238,6 +238,7 @@ class AsyncReplay(Parallel):
 class Pipeline(Parallel):
     """Every process has some layers in a row, through which parts of each batch pass one after the other."""
 
+    shares_samples: ClassVar[bool] = False
     microbatches: int = option(4, "parts that a micro-batch is cut into, so that all processes compute", at_least=1)
     schedule: str = option(
         "1f1b", "gpipe (all forward, then all backward), or 1f1b (in turns, in less memory)", choices=("gpipe", "1f1b")

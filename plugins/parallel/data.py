@@ -39,6 +39,7 @@ class DataParallel(Together):
     ) -> None:
         super().__init__(verify_every)
         self._bucket_mb, self._find_unused, self._synchronised = bucket_mb, find_unused, synchronised
+        self._sending = sending
         self._buckets = Buckets(self.group, sending(self.group))
         self._network: DistributedDataParallel | None = None
         self._trained: dict[str, nn.Parameter] = {}
@@ -62,6 +63,7 @@ class DataParallel(Together):
         """Wrap the model; alone there is nothing to wrap."""
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._statistics = own_statistics(model)
+        self._buckets = Buckets(self.group, self._sending(self.group))  # a stage has buckets of its own
         self.replicated = self._trained
         if self.world == 1:
             return model

@@ -147,7 +147,7 @@ class DynamicFixed(RoundedPrecision):
         """Return the ranges, what was counted since they changed, the phase, and in calibration the initial values."""
         state = {
             "bits": torch.tensor(self._bits), "calibrating": torch.tensor(int(self.calibrating)),
-            "exponents": self.exponents, "counts": self._since,
+            "exponents": self.exponents, "counts": self.sum_over_processes(self._since),
         }  # fmt: skip
         return state | {INITIAL + name: value for name, value in self._initial.items()}
 
@@ -168,6 +168,7 @@ class DynamicFixed(RoundedPrecision):
             )
         self.exponents.copy_(state["exponents"])
         self._since.copy_(state["counts"])
+        self._since *= self.leads  # they are those of all processes together, of which one goes on with them
         self._set_phase(bool(state["calibrating"]))
         self._ranged = True
         for name, value in self._initial.items():

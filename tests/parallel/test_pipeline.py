@@ -181,3 +181,18 @@ def test_a_tied_parameter_is_not_cut_apart() -> None:
 
 def test_small_run_alone(tmp_path: Path) -> None:
     assert small_run(tmp_path, parallel=Pipeline(microbatches=2)).fit() == "done"
+
+
+def refused_schedule(folder: str) -> str:
+    run = small_run(Path(folder), parallel=Pipeline(microbatches=1, schedule="1f1b"), steps=1)
+    try:
+        with pytest.raises(UsageError) as refusal:
+            run.fit()
+    finally:
+        run.lock.close()
+    return str(refusal.value)
+
+
+def test_fewer_parts_than_stages_are_refused_in_one_line(tmp_path: Path) -> None:
+    for said in together(2, refused_schedule, str(tmp_path)):
+        assert said.startswith("parallel.schedule=1f1b keeps 2 stages busy with at least as many parts, a step has 1")

@@ -198,6 +198,8 @@ class HybridParallel(Together):
         assert self.precision is not None, "it is told before shard"
         self._wait()
         parts = [p for p in self._split.values() if p.grad is not None]
+        if not parts:  # in every process: none of them trains in this stage
+            return
         gradients = [p.grad for p in parts if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(gradients)]).all()

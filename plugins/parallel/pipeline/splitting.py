@@ -5,6 +5,7 @@ The model's graph is torch.fx's; its layers, and so its parameters, are the mode
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine import UsageError
-from engine.layers import modes_kept
 
 PASSING = 8  # multiplications that one element of an output counts for, beside those that make it
 
@@ -102,9 +102,9 @@ class Segments:
                 shapes[node] = tuple(result.shape) if isinstance(result, Tensor) else ()
                 return result
 
-        with modes_kept(self._model):
-            self._model.eval()
-            Shapes(fx.GraphModule(self._model, self._graph)).run(torch.zeros_like(images))
+        # A copy, because what rounds in its layers would count this pass, and draw otherwise afterwards.
+        model = copy.deepcopy(self._model).eval()
+        Shapes(fx.GraphModule(model, self._graph)).run(torch.zeros_like(images))
         for part in self.parts:
             part.shape = shapes[part.nodes[-1]]
             part.cost = sum(self._cost(node, shapes[node]) for node in part.nodes)

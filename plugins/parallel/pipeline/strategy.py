@@ -7,7 +7,7 @@ et al. 2019); model parallelism of this kind is one half of DistBelief (Dean et 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,6 +74,12 @@ class PipelineParallel(Together):
                 f"run.batch={loader.batch} cannot be cut into parallel.microbatches={self.fixed_shards} parts: choose "
                 "a multiple"
             )
+        parts = self.fixed_shards * loader.accumulate
+        if self._schedule_of is Schedule1F1B and self.stages > 1 and parts < self.stages:
+            raise UsageError(
+                f"parallel.schedule=1f1b keeps {self.stages} stages busy with at least as many parts, a step has "
+                f"{parts}: raise parallel.microbatches, or choose parallel.schedule=gpipe"
+            )
         self._made = position.step
         return loader.steps(position)
 
@@ -107,7 +113,8 @@ class PipelineParallel(Together):
     def _line(self, count: int, images: Tensor) -> Line:
         assert self._segments is not None
         assert self._model is not None
-        self._segments.measure(images)
+        with self.precision.forward() if self.precision is not None else nullcontext():
+            self._segments.measure(images)
         stages = self._segments.stages(self.stages)
         modules = [
             self._segments.module(each, number == 0, number == self.stages - 1) for number, each in enumerate(stages)
