@@ -37,9 +37,9 @@ def capture(
     from engine import __version__
 
     pieces, common = run.strategy.pieces, run.strategy.common
+    model = pieces(common(run.model.state_dict()))  # first: what others hold of the optimiser's state comes with it
     optimizer, numbers = checkpoint.optimizer_state(run.optimizer)
     optimizer = dict(common(optimizer))
-    model = pieces(common(run.model.state_dict()))
     files: dict[str, Mapping[str, Tensor | Piece]] = {
         MODEL: model,
         OPTIMIZER: checkpoint.optimizer_pieces(run.optimizer, optimizer, pieces, run.strategy.leads),

@@ -176,8 +176,9 @@ class Async(Parallel):
     """A server keeps the weights; workers that come and go push gradients to it, and nobody waits for another."""
 
     processes: int = option(2, "workers to start on this machine", at_least=0)
+    servers: int = option(1, "servers, each of which keeps a part of the weights", at_least=1)
     role: str = option(
-        "", "what this process is; by default it starts the server and workers", choices=("", "server", "worker")
+        "", "what this process is; by default it starts all of them", choices=("", "server", "shard", "worker")
     )
     server: str = option("", "HOST:PORT of the server; by default one that only this machine reaches")
     rule: str = option(

@@ -19,6 +19,7 @@ from engine import RunFailed, UsageError, hookimpl
 from engine.interfaces import Records, Source
 from engine.options import Data, Model, Observer, SaveOptions
 from engine.plugins.parallel import Async
+from engine.plugins.parallel.asynchronous import links
 from engine.testing import small_run
 from engine.testing.processes import PRELOADED, _enter_network_of, enter_own_network
 
@@ -58,6 +59,10 @@ class Apart:
     def server(self, out: Path, **settings: Any) -> One:
         """Begin a server of a small run; ``parallel``: options of Async."""
         return self.begin(serve, self.port, out, settings)
+
+    def shard(self, **settings: Any) -> One:
+        """Begin a server of a part; it serves as soon as there is one that leads."""
+        return self.begin(serve_part, self.port, settings)
 
     def worker(self, **settings: Any) -> One:
         """Begin a worker; it works as soon as there is a server."""
@@ -134,13 +139,44 @@ def serve(say: Any, wait: Any, port: int, out: Path, settings: dict[str, Any]) -
     out.mkdir(exist_ok=True)
     watching = {"telling": Telling(say, wait, settings.pop("waits", ()))}
     run = small_run(out, parallel=options, observe=watching, **QUIET | settings)
+    counted = Counted()
     say(("ready", run.position.step))
     try:
         outcome = run.fit()
     except RunFailed as error:
         say(("failed", str(error)))
         return
+    say(("bytes", counted.bytes))
     say(("done", outcome, everything(run), run.position.step, run.strategy.state()))
+
+
+class Counted:
+    """Counts the bytes of all messages that this process sends and receives from now on."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        send, unpacked = links.Link.send, links.unpack
+
+        def counted_send(link: links.Link, message: Any) -> None:
+            packed = links.pack(message) if isinstance(message, links.Message) else message
+            self.bytes += len(packed.content)
+            send(link, packed)
+
+        def counted_unpack(packed: links.Packed) -> links.Message:
+            self.bytes += len(packed.content)
+            return unpacked(packed)
+
+        links.Link.send, links.unpack = counted_send, counted_unpack  # type: ignore[method-assign]
+
+
+def serve_part(say: Any, wait: Any, port: int, settings: dict[str, Any]) -> None:
+    """Be a server of a part of a small run's weights; say ("done", outcome) at the end."""
+    options = Async(server=f"127.0.0.1:{port}", role="shard", timeout=20.0, patience=30.0)
+    run = small_run(Path("/nowhere"), parallel=options, **QUIET | settings)
+    try:
+        say(("done", run.fit()))
+    except UsageError as error:
+        say(("refused", str(error)))
 
 
 def work(say: Any, wait: Any, port: int, settings: dict[str, Any]) -> None:
@@ -189,6 +225,15 @@ def everything(run: Any) -> dict[str, np.ndarray]:
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     """Return whether all arrays are equal in every bit."""
     return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+@dataclass
+class Wide(Model):
+    """Four linear layers of one size, then a narrow one."""
+
+    def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
+        layers = [layer for _ in range(4) for layer in (nn.Linear(144, 144), nn.Tanh())]
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 144), *layers, nn.Linear(144, outputs))
 
 
 @dataclass

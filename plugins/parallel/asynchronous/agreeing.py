@@ -12,7 +12,8 @@ from engine.distributed.agreement import NAMES, code
 from engine.loader import Loader
 from engine.randomness import Key
 
-WORDS = NAMES | {"step": "another run.batch or run.accumulate", "seed": "another run.seed"}
+OURS = {"step": "another run.batch or run.accumulate", "seed": "another run.seed", "optimizer": "another optim"}
+WORDS = NAMES | OURS
 
 
 def facts_of(model: nn.Module, loader: Loader, key: Key) -> dict[str, str]:
@@ -26,6 +27,13 @@ def facts_of(model: nn.Module, loader: Loader, key: Key) -> dict[str, str]:
         "step": f"{loader.count} samples a step",
         "seed": str(key.value),
     }
+
+
+def optimizer_fact(optimizer: torch.optim.Optimizer) -> str:
+    """Return what servers must have in common of their optimiser: all but the rate, which the one that leads tells."""
+    own = {"params", "names", "lr", "initial_lr"}
+    groups = [{key: str(value) for key, value in group.items() if key not in own} for group in optimizer.param_groups]
+    return f"{type(optimizer).__name__} {json.dumps(groups, sort_keys=True)}"
 
 
 def difference(ours: dict[str, str], theirs: dict[str, str]) -> str:

@@ -32,6 +32,7 @@ class Applying(SingleProcess):
         """Return the model as it is."""
         self.model = model
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.kept = self.trained  # all of it is updated here
         self.buffers = list(model.buffers())
         return model
 

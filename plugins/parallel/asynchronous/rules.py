@@ -38,6 +38,11 @@ class Rules:
         """Return whether a push is too stale to be applied."""
         return self.beyond == "drop" and self.max_staleness is not None and staleness > self.max_staleness
 
+    def words(self) -> str:
+        """Return in a line what is done."""
+        late = f"; staleness above {self.max_staleness}: {self.beyond}" if self.max_staleness is not None else ""
+        return f"asynchronous ({self.kind}), pushes of {self.push} and fetches every {self.fetch} steps{late}"
+
     def facts(self) -> dict[str, Any]:
         """Return the rules, of JSON's kinds: ``Rules(**facts)`` are the same."""
         return asdict(self)
@@ -61,7 +66,8 @@ class Push:
     """What a worker has computed since its last push.
 
     worker: its slot. gradients: of what trains, the sum over the steps, None where no step reached; in easgd the
-    worker's weights. buffers: the model's, after the last step. bad: whether something was not finite (easgd).
+    worker's weights. buffers: the model's, after the last step. bad: whether something was not finite that is not here
+    (easgd; other servers' parts). elsewhere: the norms of gradients that other servers have, by number.
     """
 
     worker: int
@@ -70,6 +76,7 @@ class Push:
     buffers: list[Tensor]
     bad: bool = False
     then: list[Tensor] | None = None  # the weights that the gradients were computed from, where they are needed
+    elsewhere: dict[int, float] = field(default_factory=dict)
     losses: list[list[Made]] = field(default_factory=list)  # for each step, its micro-batches
 
     def staleness(self, version: int) -> int:
@@ -103,6 +110,7 @@ def facts_of(push: Push) -> tuple[dict[str, Any], list[Tensor]]:
         "trained": len(push.gradients),
         "buffers": len(push.buffers),
         "bad": push.bad,
+        "elsewhere": list(push.elsewhere.items()),
         "made": [[made.form() for made in step] for step in push.losses],
     }
     given = [gradient for gradient in push.gradients if gradient is not None]
@@ -120,4 +128,5 @@ def push_of(worker: int, facts: Mapping[str, Any], tensors: list[Tensor]) -> Pus
         [Made([next(rest) for _ in range(count)], next(rest), next(rest), single) for count, single in step]
         for step in facts["made"]
     ]
-    return Push(worker, [Taken(*taken) for taken in facts["steps"]], gradients, buffers, facts["bad"], losses=losses)
+    steps, elsewhere = [Taken(*taken) for taken in facts["steps"]], dict(facts["elsewhere"])
+    return Push(worker, steps, gradients, buffers, facts["bad"], elsewhere=elsewhere, losses=losses)

@@ -56,6 +56,7 @@ class ParameterServer(Applying):
         self._packed: tuple[int, Packed] | None = None  # the weights, by version
         self._weights: tuple[int, list[Tensor]] | None = None
         self._shown = False  # whether observers have been shown images
+        self._abandoned = False  # whether another process is to take the run up, for which workers wait
 
     def steps(self, loader: Loader, position: Position) -> Generator[Step]:
         """Yield a step, without batches, for each that a worker has made; the first call opens the port."""
@@ -70,7 +71,8 @@ class ParameterServer(Applying):
                         yield replace(counted(loader, self._first, self._made), start=start)
                         self._made += 1
         finally:
-            listening.close()
+            if not self._abandoned:
+                listening.close()
             if self._trace is not None:
                 self._trace.close()
 
@@ -163,7 +165,7 @@ class ParameterServer(Applying):
         """Answer workers until one of them has pushed what is to be applied; None if a signal has come."""
         while True:
             begun = time.perf_counter()
-            event = self._events.get()
+            event = self._next_event()
             self._figures.waited(time.perf_counter() - begun)
             if event.member is None:
                 return None
@@ -171,6 +173,9 @@ class ParameterServer(Applying):
                 self._lose(event.member, event.lost)
             elif (push := self._answer(event.member, event.message)) is not None:
                 return push
+
+    def _next_event(self) -> Event:
+        return self._events.get()
 
     def _answer(self, member: Member, message: Message) -> Push | None:
         match message.kind:
@@ -200,10 +205,13 @@ class ParameterServer(Applying):
         self._members[member.slot] = member
         member.pushes = min((other.pushes for other in self._members.values() if other is not member), default=0)
         self._figures.joins += 1
-        facts = {"rules": self.rules.facts(), "version": self.version, "slot": member.slot}
         self._note_weights(member)
-        member.answer(pack(Message("joined", facts, [*self.model.parameters(), *self.buffers])))
+        member.answer(pack(self._welcome(member)))
         say(f"worker {member.slot} ({member.name}) has joined; {self._present()}")
+
+    def _welcome(self, member: Member) -> Message:
+        facts = {"rules": self.rules.facts(), "version": self.version, "shards": []}
+        return Message("joined", facts, [*self.model.parameters(), *self.buffers])
 
     def _present(self) -> str:
         count = len(self._members)
@@ -234,7 +242,7 @@ class ParameterServer(Applying):
 
     def _give_weights(self, member: Member) -> None:
         if self._packed is None or self._packed[0] != self.version:
-            message = Message("weights", {"version": self.version}, [*self.trained, *self.buffers])
+            message = Message("weights", {"version": self.version}, [*self.kept, *self.buffers])
             self._packed = self.version, pack(message)
         self._note_weights(member)
         member.answer(self._packed[1])
@@ -309,11 +317,7 @@ class ParameterServer(Applying):
 
     def describe(self) -> str:
         """Return in a line what the server does."""
-        rules = self.rules
-        words = [f"asynchronous ({rules.kind}), pushes of {rules.push} and fetches every {rules.fetch} steps"]
-        if rules.max_staleness is not None:
-            words.append(f"staleness above {rules.max_staleness}: {rules.beyond}")
-        return "; ".join(words)
+        return self.rules.words()
 
     def telemetry(self) -> dict[str, Tensor]:
         """Return staleness, workers' rates, joins and deaths."""

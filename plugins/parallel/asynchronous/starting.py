@@ -14,9 +14,11 @@ from engine.interfaces import Strategy
 from engine.session import Session
 
 from ..single import SingleProcess
+from .leading import LeadingServer
 from .links import interface_to
 from .rules import Rules
 from .server import ParameterServer
+from .shard import Shard
 from .trace import NAME
 from .words import address_of
 from .worker import Worker
@@ -40,7 +42,7 @@ def perform(session: Session, work: Callable[[Session], None]) -> None:
     require_possible(session)
     if parallel.server:
         interface_to(address_of(parallel.server)[0], parallel.interface)
-    if parallel.role == "worker":
+    if parallel.role in ("worker", "shard"):
         work_for(session, work)
     elif parallel.role == "server":
         path = parallel.trace or str(session.out / NAME)
@@ -60,6 +62,17 @@ def require_possible(session: Session) -> None:
         raise UsageError(
             f"parallel=async trains in one stage, transfer has {len(stages)}: choose another transfer, or parallel=data"
         )
+    servers = session.options.parallel.servers  # type: ignore[attr-defined]
+    if servers > 1:
+        given = {
+            f"run.ema={session.options.run.ema}": session.options.run.ema,
+            "observe=histograms": "histograms" in session.options.observe,
+        }
+        if unfit := next((name for name, is_given in given.items() if is_given), ""):
+            raise UsageError(
+                f"parallel.servers={servers} does not go with {unfit}: that needs all weights in one process after "
+                "every step; leave out one of them"
+            )
 
 
 def work_for(session: Session, work: Callable[[Session], None]) -> None:
@@ -68,7 +81,7 @@ def work_for(session: Session, work: Callable[[Session], None]) -> None:
         work(session)
     except Stopped as stopped:
         _discard_empty(session)
-        raise Stopped(f"this worker was asked to stop ({str(stopped).split(' after ')[0]}); the run goes on") from None
+        raise Stopped(f"this process was asked to stop ({str(stopped).split(' after ')[0]}); the run goes on") from None
     _discard_empty(session)
 
 
@@ -81,6 +94,9 @@ def _discard_empty(session: Session) -> None:
 
 def rules_of(options: Async) -> Rules:
     """Return the rules. Raises UsageError for options that do not go together."""
+    if options.servers > 1 and (options.rule == "easgd" or options.compensation):
+        unfit = "rule=easgd" if options.rule == "easgd" else f"compensation={options.compensation:g}"
+        raise UsageError(f"parallel.servers={options.servers} does not go with parallel.{unfit}: leave out one of them")
     if options.rule == "easgd":
         given = {
             "n_push": options.n_push > 1, "n_fetch": options.n_fetch > 1, "compensation": options.compensation > 0,
@@ -110,4 +126,9 @@ def strategy_of(options: Async) -> Strategy:
     address = address_of(options.server)
     if options.role == "worker":
         return Worker(address, options.interface, options.timeout, options.patience)
-    return ParameterServer(rules_of(options), address, options.interface, options.timeout, options.trace)
+    if options.role == "shard":
+        return Shard(address, options.interface, options.timeout, options.patience)
+    rules, interface, timeout, trace = rules_of(options), options.interface, options.timeout, options.trace
+    if options.servers > 1:
+        return LeadingServer(options.servers, rules, address, interface, timeout, trace)
+    return ParameterServer(rules, address, interface, timeout, trace)

@@ -1,7 +1,8 @@
-"""Starts server and workers on this machine, each by itself, and starts again the one that died: nobody else stops.
+"""Starts servers and workers on this machine, each by itself, and starts again the one that died: nobody else stops.
 
 A worker that dies is started again and rejoins. A server that dies is started again and goes on from its newest
-checkpoint, while the workers wait for it. A mistake of the user, a defect, or a stop that was asked for ends them all.
+checkpoint, while the workers wait for it; if another of several servers dies, so is the one that leads. A mistake of
+the user, a defect, or a stop that was asked for ends them all.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ AT_END = 15.0  # seconds that workers get to end once the server has
 class Child:
     """A process that was started: the server, or a worker."""
 
-    role: str  # server or worker
+    role: str  # server (which leads), shard (another server) or worker
     folder: Path  # where it says how it ended
     process: subprocess.Popen[bytes]
     restart: int = 0  # how often it had been started before
+    is_known_dead: bool = False  # of a shard: whether the server that leads has been started again for it
     watched: int = field(init=False)  # readable once it has ended
 
     def __post_init__(self) -> None:
@@ -47,7 +49,9 @@ class Child:
     @property
     def name(self) -> str:
         """How it is called where people are told of it."""
-        return "the server" if self.role == "server" else f"worker process {self.process.pid}"
+        if self.role == "server":
+            return "the server"
+        return f"{'the server of a part,' if self.role == 'shard' else 'worker'} process {self.process.pid}"
 
     def end(self) -> int:
         """Return its exit code, once it has ended; below 0: minus the signal that ended it."""
@@ -76,12 +80,15 @@ class Supervision:
         self._server: Child | None = None
         self._asked: str | None = None  # the signal by which somebody asked to stop
         self._ended_well = False
+        self._doomed = False  # whether the server that leads was killed because another had died
 
     def carry_out(self) -> None:
         """Start all, and see to them until the server has ended for good."""
         try:
             with self._passing_on():
                 self._server = self._start("server", 0)
+                for _ in range(self._parallel.servers - 1):
+                    self._start("shard", 0)
                 for _ in range(self._parallel.processes):
                     self._start("worker", 0)
                 while self._server is not None:
@@ -124,10 +131,16 @@ class Supervision:
             self._server = None
             self._ended_well = code == EXIT_DONE
             if not self._ended_well:
-                self._restart_server(child, code, bool(said))
+                # That it has lost another server is no reason to end: both start again.
+                excused = self._doomed or (code == EXIT_FAILED and self._has_lost_a_shard())
+                self._doomed = False
+                self._restart_server(child, code, bool(said) and not excused)
         elif code in (EXIT_USAGE, EXIT_CRASHED) and said:
             self._end_server()
             self._raise(child, code)
+        elif child.role == "shard":
+            if code != EXIT_DONE and not self._asked:
+                self._restart_shard(child, code)
         elif code != EXIT_DONE and not self._asked:
             self._restart_worker(child, code)
 
@@ -147,13 +160,32 @@ class Supervision:
         say(f"the server {how(code)}; it starts again from the newest checkpoint, workers wait for it")
         self._server = self._start(child.role, child.restart + 1)
 
+    def _has_lost_a_shard(self) -> bool:
+        dead = [each for each in self._children.values() if each.role == "shard" and each.process.poll() is not None]
+        for each in dead:
+            each.is_known_dead = True
+        return bool(dead)
+
+    def _restart_shard(self, child: Child, code: int) -> None:
+        """Start a server of a part again, and the one that leads, from whose checkpoint it gets its part."""
+        if child.restart >= self._parallel.restarts:
+            raise RunFailed(
+                f"{child.name} {how(code)}, after {child.restart} restarts (parallel.restarts); engine train "
+                f"resume={self._session.out} goes on"
+            )
+        say(f"{child.name} {how(code)}; it starts again")
+        self._start(child.role, child.restart + 1)
+        if self._server is not None and not child.is_known_dead:
+            self._doomed = True
+            self._server.process.kill()
+
     def _restart_worker(self, child: Child, code: int) -> None:
         if child.restart < self._parallel.restarts:
             say(f"{child.name} {how(code)}; it starts again, the others go on")
             self._start(child.role, child.restart + 1)
             return
         say(f"{child.name} {how(code)}, after {child.restart} restarts (parallel.restarts); the others go on")
-        if all(other is self._server for other in self._children.values()):
+        if not any(other.role == "worker" for other in self._children.values()):
             self._end_server()
             raise RunFailed(f"no worker is left; engine train resume={self._session.out} goes on")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
@@ -22,18 +21,14 @@ from engine.randomness import Key
 
 from ..single import SingleProcess
 from .agreeing import facts_of
-from .links import Link, LinkLost, Message, answers
-from .listening import join
+from .calling import Caller, RunOver
+from .links import LinkLost, Message
+from .parts import Shards, divided, norm_of
 from .rules import Made, Push, Rules, Taken
 from .rules import facts_of as parts_of
 from .waking import waking
 
 AHEAD = 2  # steps asked for before they are computed, so that one is prepared beside another's computation
-LOOK = 0.2  # seconds between two looks for a server that is not there
-
-
-class RunOver(Exception):
-    """The server has nothing more to do, or this worker is to stop."""
 
 
 class Worker(SingleProcess):
@@ -47,10 +42,8 @@ class Worker(SingleProcess):
     capturable = False
 
     def __init__(self, address: tuple[str, int], interface: str, timeout: float, patience: float) -> None:
-        self._address, self._interface = address, interface
-        self._timeout, self._patience = timeout, patience
-        self._link: Link | None = None
-        self._stopped = threading.Event()  # a signal has come
+        self._server = Caller(address, interface, timeout, patience, "worker")
+        self._shards = Shards()
         self._at_work = self._joined = self._over = False
         self.rules = Rules()
         self._version = self._age = self._since_push = 0
@@ -59,11 +52,13 @@ class Worker(SingleProcess):
         self._losses: list[list[Made]] = []
         self._total: list[Tensor | None] = []
         self._bad = False
+        self._after: list[Tensor] = []  # buffers after the last step, where others were fetched since
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model as it is."""
         self.model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._kept: list[nn.Parameter] = self._trained  # of which the server that leads has the weights
         self._buffers = list(model.buffers())
         return model
 
@@ -74,10 +69,10 @@ class Worker(SingleProcess):
     def steps(self, loader: Loader, position: Position) -> Generator[Step]:
         """Yield the steps that the server deals out, until it has none any more."""
         self._facts = facts_of(self.model, loader, self._key)
-        with waking(self._stopped.set):
+        with waking(self._server.stopped.set):
             self._at_work = True
             try:
-                while self._connected():
+                while self._server.connected(self._introduce):
                     with suppress(LinkLost):
                         yield from self._rounds(loader)
             except RunOver:
@@ -89,7 +84,7 @@ class Worker(SingleProcess):
         """Yield steps as long as the link holds; where all are with others, wait for those that come back."""
         while self._ask(Message("ask"), patient=True).kind == "go":
             for step in loader.steps_at(self._positions(), AHEAD):
-                if self._is_lost():
+                if self._server.is_lost():
                     break
                 start = self._dealt.popleft()
                 self._begun = start
@@ -97,14 +92,14 @@ class Worker(SingleProcess):
                 yield replace(step, start=start, end=start)
                 if self._over:
                     raise RunOver
-                if self._is_lost():
+                if self._server.is_lost():
                     break
-            if self._is_lost():
+            if self._server.is_lost():
                 raise LinkLost("it was lost while a step was made")
             self._push(fetch=True)
 
     def _positions(self) -> Iterator[Position]:
-        while not self._is_lost():
+        while not self._server.is_lost():
             answer = self._ask(Message("deal"))
             if answer.kind != "step":
                 return
@@ -114,6 +109,7 @@ class Worker(SingleProcess):
     def forward_backward(self, loss_of: Callable[..., Tensor], batches: Sequence[Batch], weight: Tensor) -> Tensor:
         """Run each micro-batch forward and backward, keeping what the network answers: the server wants to know."""
         made: list[Made] = []
+        self._after = []
 
         def kept(batch: Batch, index: int) -> Tensor:
             def outputs() -> Any:
@@ -132,7 +128,7 @@ class Worker(SingleProcess):
 
     def any(self, flag: bool) -> bool:
         """Return whether this worker was asked to stop; ``run.max_time`` is the server's to watch."""
-        return self._stopped.is_set() if self._at_work else flag
+        return self._server.stopped.is_set() if self._at_work else flag
 
     def clip(self, parameters: Sequence[Tensor], largest: float) -> Tensor:
         """Leave it to the server, which clips what it gets; where workers update, clip here."""
@@ -158,9 +154,10 @@ class Worker(SingleProcess):
             if self._since_push >= self.rules.push:
                 self._push(fetch)
             elif fetch and not self.rules.averages:
+                self._after = [buffer.clone() for buffer in self._buffers]  # this may have been the last step
                 self._take(self._ask(Message("fetch")))
         except LinkLost:
-            self._forget()
+            self._server.forget()
         except RunOver:
             self._over = True
 
@@ -178,14 +175,26 @@ class Worker(SingleProcess):
         if not self._steps:
             return
         gradients: list[Tensor | None] = list(self._trained) if self.rules.averages else self._total
-        push = Push(0, self._steps, gradients, self._buffers, self._bad, losses=self._losses)
-        facts, tensors = parts_of(push)
-        message = Message("push", {**facts, "fetch": fetch}, tensors)
+        buffers = self._after or self._buffers
+        push = Push(0, self._steps, gradients, buffers, self._bad, losses=self._losses)
         self._clear()
-        self._take(self._ask(message))
+        self._spread(push)
+        facts, tensors = parts_of(push)
+        self._take(self._ask(Message("push", {**facts, "fetch": fetch}, tensors)))
+
+    def _spread(self, push: Push) -> None:
+        """Give the other servers their parts; the one that leads gets the rest, and what it must know of them."""
+        if not self._shards.links:
+            return
+        self._shards.push(push.gradients)
+        for index in itertools.chain(*self._shards.parts):
+            gradient, push.gradients[index] = push.gradients[index], None
+            if gradient is not None:
+                push.elsewhere[index] = norm_of(self._trained[index], gradient)
+                push.bad = push.bad or not bool(torch.isfinite(gradient).all())
 
     def _clear(self) -> None:
-        self._steps, self._losses, self._total = [], [], []
+        self._steps, self._losses, self._total, self._after = [], [], [], []
         self._since_push, self._bad = 0, False
 
     @torch.no_grad()
@@ -196,34 +205,21 @@ class Worker(SingleProcess):
             for parameter, way in zip(self._trained, tensors, strict=True):
                 parameter.add_(way.to(parameter.device))
         elif answer.kind in ("weights", "joined"):
-            ours = self._trained if answer.kind == "weights" else list(self.model.parameters())
-            torch._foreach_copy_([*ours, *self._buffers], tensors)
+            if tensors:
+                torch._foreach_copy_([*self._given(answer.kind), *self._buffers], tensors)
+            if answer.kind == "weights":
+                self._shards.fetch(self._trained, answer.facts["version"])
         else:
             return
         self._version, self._age = answer.facts["version"], 0
 
+    def _given(self, kind: str) -> list[nn.Parameter]:
+        """Return the weights that an answer has: at first all, or those that no server updates."""
+        if kind == "weights":
+            return self._kept
+        return [each for each in self.model.parameters() if not (self._shards.links and each.requires_grad)]
+
     # The link.
-
-    def _connected(self) -> bool:
-        """Join the server, which may take time to come back; False if this worker is asked to stop meanwhile.
-
-        Raises RunFailed if it does not come, UsageError if it refuses; RunFailed if it did not at another time.
-        """
-        (host, port), deadline = self._address, time.monotonic() + self._patience
-        while not self._stopped.is_set():
-            if answers(host, port, self._timeout):
-                with suppress(LinkLost):
-                    self._link = join(host, port, self._interface, self._timeout)
-                    self._introduce()
-                    return True
-                self._forget()
-            if time.monotonic() > deadline:
-                raise RunFailed(
-                    f"the server at {host}:{port} has not answered for {self._patience:g} s (parallel.patience): start "
-                    "it again with resume=auto, then this worker"
-                )
-            self._stopped.wait(LOOK)
-        return False
 
     def _introduce(self) -> None:
         """Say who this is, and take up rules and weights."""
@@ -232,46 +228,38 @@ class Worker(SingleProcess):
         name = f"{socket.gethostname()} process {os.getpid()}"
         answer = self._ask(Message("join", {"name": name, "facts": self._facts}))
         if answer.kind == "refuse":
-            self._forget()
+            self._server.forget()
             # One that had joined before does well to start anew: it may be the code that has changed since.
             kind = RunFailed if self._joined else UsageError
             raise kind(f"parallel: this worker cannot join: {answer.facts['text']}; give both the same")
         self.rules = Rules(**answer.facts["rules"])
+        self._divide(answer)
         self._take(answer)
         self._joined = True
+        if self._shards.links:
+            self._take(self._ask(Message("fetch")))
+
+    def _divide(self, answer: Message) -> None:
+        """Join the servers beside the one that leads, if there are any."""
+        addresses = answer.facts["shards"]
+        parts = divided([parameter.numel() for parameter in self._trained], 1 + len(addresses))
+        self._kept = [self._trained[index] for index in parts[0]]
+        self._shards = Shards()
+        if addresses:
+            server = self._server
+            token = answer.facts["token"]
+            self._shards = Shards.found(addresses, parts[1:], token, server.interface, server.timeout)
 
     def _ask(self, message: Message, patient: bool = False) -> Message:
-        """Return the server's answer, for which it may take its time. patient: a signal ends the wait.
-
-        Raises LinkLost, and RunOver if the run has ended.
-        """
-        if self._link is None:
-            raise LinkLost("it was lost before")
-        self._link.send(message)
-        answer = self._link.receive()
-        while answer.kind == "wait":
-            if patient and self._stopped.is_set():
-                self._forget()
-                raise RunOver
-            answer = self._link.receive()
-        if answer.kind == "finish":
-            self._forget()
-            raise RunOver
-        return answer
-
-    def _is_lost(self) -> bool:
-        return self._link is None
-
-    def _forget(self) -> None:
-        self._link = None
+        return self._server.ask(message, patient)
 
     def _leave(self) -> None:
         """Give the server what there is, and say goodbye."""
         with suppress(LinkLost, RunOver):
-            if self._link is not None:
+            if not self._server.is_lost():
                 self._push(fetch=False)
                 self._ask(Message("leave"))
-        self._forget()
+        self._server.forget()
 
 
 def require_plain(precision: Precision) -> None:
