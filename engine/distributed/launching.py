@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from engine.distributed.joining import joined
-from engine.distributed.place import place_of
+from engine.distributed.place import place_of, require_room
 from engine.errors import EXIT_CRASHED, EXIT_INTERRUPTED, EngineError, RunFailed, Stopped, UsageError
 from engine.session import Session
 
@@ -67,6 +67,8 @@ def launch(session: Session) -> None:
             f"run.batch={batch} is fewer than one for each of {parallel.processes} processes: raise run.batch, or "
             "start fewer"
         )
+    if parallel.launcher != "ray":
+        require_room(parallel.processes)
     attempt = _attempt
     if parallel.launcher == "ray":
         from engine.distributed.on_ray import attempt

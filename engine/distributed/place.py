@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from engine.errors import UsageError
 
 PORT = 29500
 """Where rank 0 listens if a launcher that gives no port has started the processes; Slurm's job number is added."""
+MOST = 16  # processes for each core: more only take memory, each some 200 MB
 PORTS = 1000  # so many, that two jobs on a machine seldom choose the same
 
 
@@ -99,6 +101,16 @@ def _of_mpi(variables: Mapping[str, str], prefix: str, local: str) -> Place:
         address=variables["MASTER_ADDR"],
         port=_number(variables, "MASTER_PORT", PORT),
     )
+
+
+def require_room(processes: int) -> None:
+    """Raise UsageError for many more processes than this machine can carry, before it is brought to its knees."""
+    cores = len(os.sched_getaffinity(0))
+    if processes > MOST * cores:
+        raise UsageError(
+            f"parallel.processes={processes}: this machine has {cores} cores; start at most {MOST * cores} here, "
+            "and the others on other machines"
+        )
 
 
 def first_host(nodes: str) -> str:

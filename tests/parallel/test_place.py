@@ -95,3 +95,10 @@ def test_uneven_machines():
     """Slurm tells of each machine's tasks; "3,2" is 3 on the first."""
     place = place_of({**SRUN, "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "3,2"})
     assert place.machines > 1
+
+
+@pytest.mark.parametrize("words", [["parallel=data", "run.batch=1400"], ["parallel=async"]])
+def test_far_too_many_processes_are_refused_before_any_starts(engine, words: list[str]) -> None:
+    code, _, said = engine("train", *words, "parallel.processes=1000")
+    assert code == 2
+    assert said.startswith("engine: parallel.processes=1000: this machine has ")

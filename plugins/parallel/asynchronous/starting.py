@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine import UsageError
-from engine.distributed.place import place_of
+from engine.distributed.place import place_of, require_room
 from engine.errors import Stopped
 from engine.interfaces import Strategy
 from engine.session import Session
@@ -52,6 +52,7 @@ def perform(session: Session, work: Callable[[Session], None]) -> None:
     else:
         from .supervising import supervise  # with torch's launcher, which takes time to import
 
+        require_room(parallel.processes)
         supervise(session)
 
 
