@@ -35,7 +35,7 @@ FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall
 # The sources of the folders in BY_INSTRUCTION_SET are compiled once per instruction set, and the machine at hand
 # chooses among them when the extension is loaded: the levels of the x86-64 ABI, and elsewhere what every machine of the
 # kind has (NEON on aarch64).
-BY_INSTRUCTION_SET = ("conv", "images", "rounding", "binary")  # folders of csrc/cpu
+BY_INSTRUCTION_SET = ("conv", "images", "rounding", "binary", "lrn")  # folders of csrc/cpu
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}

@@ -114,7 +114,7 @@ def main(given: Sequence[str] | None = None) -> None:
             work = {"sides": row.sides, "rounds": chosen.rounds or row.rounds, "batch": row.batch, "pixels": row.pixels}
             tell(report, row, networks.carry_out(HERE / "processes" / "steps.py", work, row.world, row.link))
     if chosen.only in SCALING:
-        scaling(report, chosen.rounds or (1 if chosen.quick else 5), 30 if chosen.quick else 100)
+        scaling(report, chosen.rounds or (1 if chosen.quick else 5), 30 if chosen.quick else 60)
     report.close(threads_of_each_process=1)
 
 

@@ -19,6 +19,7 @@ void bind_images(py::module_& module);
 void bind_jpeg(py::module_& module);
 void bind_rounding(py::module_& module);
 void bind_binary(py::module_& module);
+void bind_lrn(py::module_& module);
 
 namespace {
 
@@ -201,4 +202,5 @@ PYBIND11_MODULE(_cpu, module) {
     bind_jpeg(module);
     bind_rounding(module);
     bind_binary(module);
+    bind_lrn(module);
 }

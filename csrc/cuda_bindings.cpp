@@ -18,6 +18,7 @@ namespace py = pybind11;
 
 // Of folders of csrc/cuda; tests have each as a module of its own.
 void bind_cuda_binary(py::module_& module);
+void bind_cuda_lrn(py::module_& module);
 void bind_cuda_rounding(py::module_& module);
 
 namespace {
@@ -170,6 +171,7 @@ PYBIND11_MODULE(_cuda_on_host, module) {
 PYBIND11_MODULE(_cuda, module) {
     module.doc() = "CUDA kernels of the engine, on raw addresses; engine.ops is their checked face.";
     bind_cuda_binary(module);
+    bind_cuda_lrn(module);
     bind_cuda_rounding(module);
 #endif
     py::class_<Convolution>(module, "Convolution")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from engine import huge_pages, kept_memory, manifest
 from engine.batch_norm import build_statistics
+from engine.budget.fitting import fit
 from engine.checkpoint import Checkpoints
 from engine.compiling import compile_in_place
 from engine.cuda_graph import GraphedStep, require_recordable, require_recordable_optimizer
@@ -19,9 +20,22 @@ from engine.distributed.agreement import require_agreement
 from engine.ema import WeightAverage
 from engine.errors import UsageError
 from engine.folder import claim, record
+from engine.freezing import freeze, still_layers
+from engine.groups import parameter_groups, scaled_by_factors
 from engine.guard import Guard
 from engine.host_to_device import Layout
-from engine.interfaces import Augmentation, Batch, KernelChooser, LossFunction, Precision, Source, Strategy
+from engine.interfaces import (
+    Anatomy,
+    Augmentation,
+    Batch,
+    KernelChooser,
+    LossFunction,
+    Precision,
+    Source,
+    Stage,
+    Strategy,
+    Transfer,
+)
 from engine.loader import Loader, TestLoader
 from engine.marginalization import build_views
 from engine.masking import maskable
@@ -29,6 +43,7 @@ from engine.metrics import Best, Metrics
 from engine.options import Options
 from engine.order import Shuffle
 from engine.parts import Parts
+from engine.pixels import pixels_of
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
 from engine.registry import Registry, observers
@@ -55,15 +70,24 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     key = Key.of(options.run.seed)
     train, test = open_splits(options)
     augmentations = build_augmentations(options, lambda: train)
-    reading = reading_of(options, device, precision, strategy)
     require_targets(train, loss)
+    fitted = fit(options, train, augmentations, loss, device, strategy)
+    options = fitted.of(options)
+    reading = reading_of(options, device, precision, strategy)
     loader = build_loader(options, train, augmentations, key, reading, strategy.equal_shares)
-    model = build_model(options, train, loader.example(), loss, key)
+    model = fitted.put_into(build_model(options, train, loader.example(), loss, key))
     tests = TestLoader(test, augmentations, **reading, reopen=partial(options.data.build, "test"))
     views = build_views(options, model, tests, loss, device)
     statistics = build_statistics(options, model, precision, strategy, lambda: loader)
+    transfer, anatomy = options.transfer.build(), anatomy_of(options, train, loader.example(), loss)
+    pixels = pixels_of(train, augmentations)
+    if start is None:
+        for line in (*transfer.start(model, anatomy), *(transfer.compare(pixels) if pixels else ())):
+            if strategy.leads:
+                tell(line)
     require_agreement(options, train, test, model)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
+    stages = stages_of(transfer, steps)
     watched, higher_is_better = next(iter(loss.metrics.items()), ("loss", False))
     run = Run(
         options=options,
@@ -81,7 +105,11 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
         best=Best(watched, higher_is_better),
         key=key,
         kernels=build_chooser(options, session.registry),
-        stages=options.transfer.build().stages(steps),
+        anatomy=anatomy,
+        transfer=transfer,
+        pixels=pixels,
+        stages=stages,
+        memory=fitted.text,
         enter_stage=enter_stage,
         out=out,
         config=session.config,
@@ -231,7 +259,7 @@ def enter_stage(run: Parts) -> None:
     options, stage = run.options, run.stages[run.position.stage]
     run.graphed = None  # the memory of the stage before is free before kernels are measured
     vars(run).pop("optimizer", None)
-    options.transfer.build().prepare(run.model, stage)
+    factors = freeze(run.model, run.transfer.factors(run.model, run.anatomy, stage))
     _, channels, height, width = run.loader.example().images.shape
     run.strategy.example, run.strategy.precision = (run.loader.share, channels, height, width), run.precision
     run.model = run.strategy.shard(run.precision.convert(run.model))
@@ -239,9 +267,10 @@ def enter_stage(run: Parts) -> None:
         run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with run.precision.forward():  # kernels are planned for the types that layers really compute in
         rows = run.kernels.apply(run.model, run.strategy.example, share=run.strategy.share)
-    groups = parameter_groups(run.model)
+    run.still = still_layers(run.model, run.anatomy, factors)
+    groups = parameter_groups(run.model, factors)
     run.parameters = [parameter for group in groups for parameter in group["params"]]
-    run.optimizer = options.optim.build(groups)
+    run.optimizer = scaled_by_factors(options.optim.build(groups))
     require_training(run)
     run.precision.sum_over_processes, run.precision.leads = run.strategy.sum, run.strategy.leads
     run.precision.prepare(run.model, run.optimizer, run.key.at("precision"))
@@ -253,13 +282,14 @@ def enter_stage(run: Parts) -> None:
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
     run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
-    remarks = (run.strategy.describe(), kernel_table(rows), huge_pages.remark(), kept_memory.remark())
+    remarks = (run.strategy.describe(), run.memory, kernel_table(rows), huge_pages.remark(), kept_memory.remark())
     run.tables = [text for text in remarks if text]
     if not maskable(run.optimizer):
         run.tables.append(
             f"optim: {type(run.optimizer).__name__} cannot be masked on the device, so every step waits for a flag"
         )
-    run.network = run.strategy.wrap(run.model)
+    run.shortcut = run.transfer.shortcut(run, stage)
+    run.network = run.strategy.wrap(run.shortcut.network if run.shortcut else run.model)
     run.strategy.length = run.steps
     run.strategy.prepare(run.optimizer, run.key.at("parallel"))
     if options.run.compile:
@@ -276,17 +306,18 @@ def require_training(run: Parts) -> None:
         )
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return what trains, in two groups: filters and matrices, which decay, and vectors (biases, norms), which do not.
+def anatomy_of(options: Options, source: Source, example: Batch, loss: LossFunction) -> Anatomy:
+    """Return what the composed network is made of, for a transfer that asks."""
+    _, channels, height, width = example.images.shape
+    shape = (channels, height, width)
+    return Anatomy(lambda outputs: options.model.build(shape, outputs), count_outputs(source, example, loss), shape)
 
-    Each group holds "params", their "names", and "decays". Raises UsageError if nothing trains.
-    """
-    named: Mapping[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise UsageError("no parameter of the model trains: choose another transfer or model")
-    groups = []
-    for decays in (True, False):
-        chosen = {name: p for name, p in named.items() if (p.ndim > 1) == decays}
-        if chosen:
-            groups.append({"params": list(chosen.values()), "names": list(chosen), "decays": decays})
-    return groups
+
+def stages_of(transfer: Transfer, steps: int) -> Sequence[Stage]:
+    """Return the stages of a run of so many steps. Raises UsageError if a stage would have none."""
+    stages = transfer.stages(steps)
+    if empty := [stage.name for stage in stages if stage.steps < 1]:
+        raise UsageError(
+            f"transfer: no steps are left for {', '.join(empty)} of {steps}: raise run.epochs or run.steps"
+        )
+    return stages

@@ -25,8 +25,9 @@ from torch import Tensor
 from engine import manifest
 from engine.distributed.group import current
 from engine.errors import RunFailed, UsageError
+from engine.folder import flush
 from engine.pieces import Piece, pieces_of, wholes
-from engine.stored import Stored, fill, flush, shape_of, stored_files, write_manifest, write_pieces
+from engine.stored import Stored, fill, shape_of, stored_files, write_manifest, write_pieces
 
 
 class Checkpoints:

@@ -11,7 +11,7 @@ from engine.errors import UsageError, did_you_mean
 def check(options: Any, path: str = "") -> None:
     """Raise UsageError, naming the option, where a composed value is missing, out of bounds or no choice."""
     for f in dataclasses.fields(options):
-        value, name, rules = getattr(options, f.name), f"{path}{f.name}", f.metadata
+        value, name, rules = getattr(options, f.name), f"{path}{f.name}".removeprefix("job."), f.metadata
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
         elif isinstance(value, dict):

@@ -13,11 +13,14 @@ from engine.assembly import build_augmentations, count_outputs, open_split
 from engine.convolutions import Layer, survey
 from engine.devices import prepare_device
 from engine.errors import UsageError
+from engine.freezing import freeze
 from engine.host_to_device import Layout
-from engine.interfaces import Precision
+from engine.interfaces import Anatomy, Precision, Transfer
 from engine.loader import Loader, TestLoader
 from engine.randomness import Key, seed_torch
 from engine.session import Session
+
+STEPS = 1000  # a length that leaves every stage of a transfer some steps
 
 
 def composed_layers(
@@ -42,21 +45,45 @@ def composed_model(
     that cannot be made for such images.
     """
     options = session.options
-    device = prepare_device(options)
-    precision, loss = options.precision.build(), options.loss.build()
-    if inputs:
-        shape, outputs = tuple(inputs), loss.outputs(classes)
-    else:
-        layout = Layout(device, precision.dtype, options.run.channels_last)
-        shape, outputs = _of_data(options, loss, layout, training)
-    seed_torch(Key.of(options.run.seed).at("init"), torch.device("cpu"))
+    device, precision = prepare_device(options), options.precision.build()
+    model, anatomy, shape = _network(session, Layout(device, precision.dtype), inputs, classes, training)
     with explained(shape):
-        model = options.model.build((shape[0], shape[1], shape[2]), outputs)
-        options.transfer.build().prepare(model, options.transfer.build().stages(1)[0])
+        transfer = options.transfer.build()
+        freeze(model, transfer.factors(model, anatomy, transfer.stages(STEPS)[0]))
         model = precision.convert(model.to(device))
         if options.run.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, (options.run.batch, shape[0], shape[1], shape[2]), precision
+
+
+def composed_transfer(
+    session: Session, inputs: Sequence[int] = (), classes: int = 10
+) -> tuple[nn.Module, Anatomy, Transfer, list[str]]:
+    """Return the composed model, on the CPU and with its first weights, its anatomy, the plan, and what that tells.
+
+    The images are those of ``composed_model``. Raises UsageError for a model that cannot be made for such images, and
+    for weights that do not fit it.
+    """
+    options = session.options
+    model, anatomy, shape = _network(session, Layout(torch.device("cpu")), inputs, classes, training=True)
+    transfer = options.transfer.build()
+    with explained(shape):
+        return model, anatomy, transfer, list(transfer.start(model, anatomy))
+
+
+def _network(
+    session: Session, layout: Layout, inputs: Sequence[int], classes: int, training: bool
+) -> tuple[nn.Module, Anatomy, tuple[int, int, int]]:
+    options, loss = session.options, session.options.loss.build()
+    shape, outputs = (inputs, loss.outputs(classes)) if inputs else images_and_outputs(options, loss, layout, training)
+    seed_torch(Key.of(options.run.seed).at("init"), torch.device("cpu"))
+    with explained(shape):
+        image = (shape[0], shape[1], shape[2])
+        return (
+            options.model.build(image, outputs),
+            Anatomy(lambda count: options.model.build(image, count), outputs, image),
+            image,
+        )
 
 
 @contextmanager
@@ -74,7 +101,7 @@ def device_of(session: Session) -> torch.device:
     return prepare_device(session.options)
 
 
-def _of_data(options: Any, loss: Any, layout: Layout, training: bool) -> tuple[tuple[int, ...], int]:
+def images_and_outputs(options: Any, loss: Any, layout: Layout, training: bool) -> tuple[Sequence[int], int]:
     """Return the shape of an image as the model is given it, and the outputs that the loss wants."""
     train = open_split(options, "train")
     augmentations = build_augmentations(options, lambda: train)

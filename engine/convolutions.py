@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.budget.recompute import Part
 from engine.errors import UsageError, did_you_mean
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow, same
 from engine.ops import NATIVE, KernelConvolution, prepared_weights, register, registered
@@ -96,8 +97,9 @@ def _foreign(module: nn.Conv2d) -> str:
     if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
         return f"its class {kind.__name__} computes in its own way"
     own = vars(module)
-    if "forward" in own or ("_conv_forward" in own and not isinstance(own["_conv_forward"], KernelConvolution)):
-        return f"its {'forward' if 'forward' in own else '_conv_forward'} was replaced by another function"
+    replaced = "forward" in own and not isinstance(own["forward"], Part)
+    if replaced or ("_conv_forward" in own and not isinstance(own["_conv_forward"], KernelConvolution)):
+        return f"its {'forward' if replaced else '_conv_forward'} was replaced by another function"
     return ""
 
 

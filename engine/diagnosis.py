@@ -23,12 +23,13 @@ def require_finite(run: Parts, latched: float) -> None:
     if not latched or run.guard.skips:
         return
     updates = min(run.strategy.gather(int(run.rates.updates)))  # of the process where it began, if each masks its own
-    first_bad = run.stage_end - run.stages[run.position.stage].steps + updates
+    first_bad = run.position.begun + updates
+    model = run.shortcut.network if run.shortcut else run.model
     with run.strategy.evaluating(run.model):
         for position in sorted(run.recent, key=lambda position: position.step != first_bad):
-            for index, batch in enumerate(run.loader.step_at(position).batches):
+            for index, batch in enumerate(run.reader.step_at(position).batches):
                 run.seed(position, index)
-                found = run.strategy.gather(name_culprit(run.model, batch, run.loss, run.precision))
+                found = run.strategy.gather(name_culprit(model, batch, run.loss, run.precision))
                 if culprit := next(filter(None, found), ""):
                     raise RunFailed(
                         f"step {position.step + 1}: {culprit}; no later step was applied (run.nonfinite=skip goes on)"

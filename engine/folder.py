@@ -75,6 +75,15 @@ def write_whole(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)  # there only after a failure
 
 
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def unwritable(out: Path, error: OSError) -> UsageError:
     """Return the error for a folder that cannot be written, saying what to do about it."""
     todo = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another out="

@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.anatomy import Anatomy
+from engine.freezing import Factors
 from engine.kernels import DIRECTIONS, ConvKernel, ConvSpec, KernelChooser, KernelRow
 from engine.pictures import Pictures
 from engine.pieces import Piece, wholes
 from engine.plan import Plan
 from engine.precision import Precision
 from engine.randomness import Key
+from engine.transfer import Shortcut, Stage, Transfer
 
 if TYPE_CHECKING:
     from engine.loader import Loader, Position, Step
 
 __all__ = [
-    "DIRECTIONS", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "KernelChooser", "KernelRow", "LossFunction",
-    "Marginalization", "Pictures", "Piece", "Plan", "Precision", "Records", "Source", "Stage", "Strategy", "Transfer",
+    "DIRECTIONS", "Anatomy", "Augmentation", "Batch", "ConvKernel", "ConvSpec", "Factors", "KernelChooser", "KernelRow",
+    "LossFunction", "Marginalization", "Pictures", "Piece", "Plan", "Precision", "Records", "Shortcut", "Source",
+    "Stage", "Strategy", "Transfer",
 ]  # fmt: skip
 
 
@@ -185,8 +189,7 @@ class Strategy(Protocol):
     """
 
     rank: int
-    """Which share of each micro-batch this process computes, of ``world``: those of ``engine.distributed.current()``,
-    unless processes share the work in another way than by samples."""
+    """Which share of each micro-batch this process computes, of ``world``."""
     world: int
     leads: bool = True
     """Whether this process owns the run folder and tells observers; exactly one does."""
@@ -206,7 +209,7 @@ class Strategy(Protocol):
     """Whether a CUDA graph may hold a whole step: its methods neither read numbers from the device nor seed, and all
     that they keep from one step to the next is tensors that they change in place."""
     length: int = 0
-    """How many steps the run has: set by the engine before ``prepare``."""
+    """Steps of the run: set by the engine before ``prepare``."""
 
     def shard(self, model: nn.Module) -> nn.Module:
         """Place the model's parameters on this process, before the optimiser exists; it may be sharded already.
@@ -289,8 +292,11 @@ class Strategy(Protocol):
         """Return what is evaluated and saved of such a state: copies if each process trains its own. Default: it."""
         return state
 
-    def tensors(self) -> dict[str, Piece]:
-        """Return what else a resume needs; it reads into those that ``load`` has made and that are stored so shaped."""
+    def tensors(self, own: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Return what else a resume needs; it reads into those that ``load`` has made and that are stored so shaped.
+
+        own: the run's tensors that differ where processes train apart (counts, the average), for those that do.
+        """
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -308,23 +314,3 @@ class Strategy(Protocol):
     def telemetry(self) -> dict[str, Tensor]:
         """Return scalars for the log, by tag, still on the device. Default: none."""
         return {}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of steps with one assembly."""
-
-    name: str
-    steps: int
-
-
-class Transfer(Protocol):
-    """Which parameters train, in which stage."""
-
-    def stages(self, steps: int) -> Sequence[Stage]:
-        """Return the run's stages; their steps add up to ``steps``."""
-        return [Stage("all", steps)]
-
-    def prepare(self, model: nn.Module, stage: Stage) -> None:
-        """Freeze what does not train in ``stage``. Default: everything trains."""
-        return None

@@ -98,12 +98,17 @@ class StochasticDepth(nn.Module):
             return branch
         if not self.training:
             return branch * self.survival
-        kept = branch.new_empty((len(branch), *(1,) * (branch.ndim - 1))).bernoulli_(self.survival)
-        return branch * kept
+        return branch * _kept(branch, self.survival)
 
     def extra_repr(self) -> str:
         """Return the layer's settings."""
         return f"survival={self.survival}"
+
+
+@torch.fx.wrap
+def _kept(branch: Tensor, survival: float) -> Tensor:
+    """Return 1 or 0 for each image, drawn; one node of a traced graph, for which an image's shape is not known."""
+    return branch.new_empty((len(branch), *(1,) * (branch.ndim - 1))).bernoulli_(survival)
 
 
 def _below_one(p: float) -> float:

@@ -42,11 +42,12 @@ MORE_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run is: steps attempted, next global sample of the stream, stage."""
+    """Where a run is: steps attempted, next global sample of the stream, stage, and at which step that began."""
 
     step: int = 0
     sample: int = 0
     stage: int = 0
+    begun: int = 0
 
 
 @dataclass(slots=True)
@@ -91,13 +92,13 @@ class Loader:
         workers: Workers | None = None,
         reopen: Callable[[], Source] | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.augmentations, self.shuffle = source, augmentations, shuffle
         self.batch, self.accumulate = batch, accumulate
         self.count = batch * accumulate
         self.steps_per_epoch = len(source) // self.count
         self.waited = 0.0  # seconds the training thread has waited for data, and not for the device
         self.spent = Spent()  # time of threads or workers that the batches handed over have taken
-        self._whole = lcm(2, *(op.group for op in augmentations.values()))
+        self.whole = lcm(2, *(op.group for op in augmentations.values()))
         self._threads, self._prefetch = threads, prefetch
         self._layout, self._stream = layout, copy_stream(layout.device)
         self._rank, self._world = rank, world
@@ -162,11 +163,20 @@ class Loader:
         step.batches = [self._layout.send(batch) for batch in step.batches]
         return step
 
+    def samples_of(self, epoch: int, first: int, last: int) -> Samples:
+        """Return the samples at the places from ``first`` to before ``last`` of an epoch's order."""
+        numbers = torch.arange(first, last) + epoch * len(self.source)
+        return Samples(numbers, self._order.records(epoch)[first:last], epoch)
+
+    def batch_of(self, samples: Samples) -> Batch:
+        """Return samples, prepared as in training, here and now; any thread may ask."""
+        (batch,), _ = self._here.make([samples], ())
+        return self._layout.send(batch)
+
     def example(self) -> Batch:
         """Return two training samples, prepared as every batch is: what the model will be given."""
-        samples = torch.arange(self._whole)
-        (batch,), _ = self._here.make([Samples(samples, -samples % len(self.source), 0)], ())
-        whole = self._layout.send(batch)
+        samples = torch.arange(self.whole)
+        whole = self.batch_of(Samples(samples, -samples % len(self.source), 0))
         return Batch(whole.images[:2], whole.targets[:2], samples[:2])
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ class Job(Component):
     group: ClassVar[str] = "job"
     keeps_output: ClassVar[bool] = False  # True: the job owns the run folder and writes into it
     chooses: ClassVar[Mapping[str, str]] = MappingProxyType({})  # group -> choice, where the command makes none
+    several: ClassVar[Mapping[str, str]] = MappingProxyType({})  # group -> field that takes all of group=a,b
 
     def build(self) -> Callable[[Session], None]:
         """Return the function that does the work of one command."""
@@ -157,6 +158,7 @@ class Parallel(Component):
 
     group: ClassVar[str] = "parallel"
     shares_samples: ClassVar[bool] = True  # whether processes share each micro-batch by its samples
+    takes_shortcuts: ClassVar[bool] = False  # whether ``wrap`` may be given part of the model that ``shard`` was given
     processes: int = option(1, "processes to start on this machine; 1 where torchrun, srun or mpirun starts them",
                             at_least=1)  # fmt: skip
     launcher: str = option("elastic", "what starts them: torch's elastic launcher here, or a Ray cluster",
@@ -281,6 +283,15 @@ class SaveOptions:
 
 
 @dataclass
+class MemoryOptions:
+    """How much memory a training step may take."""
+
+    budget: str = option(
+        "", "memory for a step, as 3GiB: ReLUs in place, layers computed twice, smaller micro-batches; none: no limit"
+    )
+
+
+@dataclass
 class Options:
     """The whole composed configuration of a command."""
 
@@ -300,6 +311,7 @@ class Options:
     save: SaveOptions = field(default_factory=SaveOptions)
     marginalize: dict[str, Marginalize] = field(default_factory=dict)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     out: str = option("", "folder of the run; by default a new one under runs/")
     resume: str = option("none", "none, auto (newest valid checkpoint), or a run or checkpoint folder")
 

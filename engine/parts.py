@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +27,7 @@ from engine.loader import Loader, Position, Step, TestLoader
 from engine.marginalization import Views
 from engine.metrics import Best, Clock, Metrics
 from engine.options import Options
+from engine.pixels import Pixels
 from engine.precision import widened
 from engine.randomness import Key, seed_torch
 from engine.rates import Rates
@@ -59,9 +59,13 @@ class Parts:
     best: Best
     key: Key
     kernels: interfaces.KernelChooser
+    anatomy: interfaces.Anatomy
+    transfer: interfaces.Transfer
+    pixels: Pixels | None  # as the network is given them
     stages: Sequence[interfaces.Stage]
     enter_stage: Callable[[Parts], None]  # assembles the stage that ``position`` is in
     out: Path
+    memory: str = ""  # what memory.budget has changed, in lines
     lock: IO[Any] = field(default_factory=StringIO)  # held while the run folder is ours; of other processes none
     config: str = ""  # the composed configuration, as YAML
     overrides: Sequence[str] = ()
@@ -83,14 +87,16 @@ class Parts:
     metrics: Metrics = field(init=False)
     average: WeightAverage | None = field(init=False)
     graphed: GraphedStep | None = field(init=False)  # what makes the steps with run.cuda_graph
+    still: Sequence[nn.Module] = field(init=False, default=())  # layers that are frozen, and so in evaluation mode
+    shortcut: interfaces.Shortcut | None = field(init=False, default=None)  # for the stage's frozen prefix
 
     def __post_init__(self) -> None:
         run = self.options.run
         self.evaluate_every = Every.parse(run.evaluate_every, "run.evaluate_every")
-        if run.patience is not None and self.evaluate_every.never:
-            raise UsageError(
-                f"run.patience={run.patience} needs evaluations, run.evaluate_every=never has none: change one"
-            )
+        patient = [f"run.patience={run.patience}"] if run.patience is not None else []
+        patient += [f"transfer: stage {stage.name}'s patience" for stage in self.stages if stage.patience is not None]
+        if patient and self.evaluate_every.never:
+            raise UsageError(f"{patient[0]} needs evaluations, run.evaluate_every=never has none: change one")
         self.save_every = Every.parse(self.options.save.every, "save.every")
         self.grad_norm = torch.zeros((), device=self.device)
         self.on_batch: tuple[Callable[..., None], ...] = ()  # the observers' functions, once training has begun
@@ -103,7 +109,6 @@ class Parts:
         self.recent: list[Position] = []  # where the steps since the last log began
         self.saved_step = -1
         self._weights: dict[int, Tensor] = {}
-        self._stage_ends = list(accumulate(stage.steps for stage in self.stages))
 
     @property
     def source(self) -> interfaces.Source:
@@ -112,8 +117,8 @@ class Parts:
 
     @property
     def steps(self) -> int:
-        """The run's length in steps."""
-        return self._stage_ends[-1]
+        """The run's length in steps; shorter once a stage has ended early."""
+        return self.position.begun + sum(stage.steps for stage in self.stages[self.position.stage :])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,14 +126,73 @@ class Parts:
         return self.loader.steps_per_epoch
 
     @property
+    def stage(self) -> interfaces.Stage:
+        """The present stage."""
+        return self.stages[self.position.stage]
+
+    @property
+    def in_last_stage(self) -> bool:
+        """Whether no other stage follows."""
+        return self.position.stage == len(self.stages) - 1
+
+    @property
     def stage_end(self) -> int:
-        """The step at which the present stage ends."""
-        return self._stage_ends[self.position.stage]
+        """The step at which the present stage ends, at the latest."""
+        return self.position.begun + self.stage.steps
+
+    @property
+    def reader(self) -> Loader:
+        """What the present stage's steps come from."""
+        return self.shortcut.loader if self.shortcut else self.loader
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, TestLoader]:
+        """What the present stage's evaluations compute with, and on what: views are made of whole images."""
+        if self.shortcut and not self.views.members:
+            return self.shortcut.network, self.shortcut.test
+        return self.model, self.test
+
+    def steps_to_make(self) -> Generator[Step]:
+        """Yield steps from where the run is on, those of a stage from what it reads; the strategy may end them."""
+        ended = False
+        while not ended:
+            reader, ended = self.reader, True
+            with closing(self.strategy.steps(reader, self.position)) as steps:
+                for step in steps:
+                    yield step
+                    if self.reader is not reader:  # another stage
+                        ended = False
+                        break
+
+    def moved_to(self, position: Position) -> Position:
+        """Return a position of the loader's, which may have prepared it in another stage, in the present one."""
+        return replace(position, stage=self.position.stage, begun=self.position.begun)
+
+    def to_train(self) -> None:
+        """Put every layer into training mode, but those that are frozen."""
+        self.network.train()
+        for layer in self.still:
+            layer.eval()
+
+    def stage_over(self) -> bool:
+        """Return whether the present stage, not the last, has come to its end: its last step, or no improvement."""
+        in_vain = self.stage.patience is not None and self.best.stale >= self.stage.patience
+        return not self.in_last_stage and (in_vain or self.position.step == self.stage_end)
+
+    def next_stage(self) -> None:
+        """Go on to the next stage."""
+        self.position = replace(self.position, stage=self.position.stage + 1, begun=self.position.step)
+        self.best.stale = 0
+        reader = self.reader
+        self.enter_stage(self)
+        self.to_train()
+        if self.reader is not reader:  # whose clock begins anew
+            self.clock.start(self.position, self.reader.waited, self.reader.spent)
 
     def begin_step(self, step: Step) -> None:
         """Take note where a step begins and whether it is logged."""
         if step.start is not None:
-            self.position = replace(step.start, stage=self.position.stage)
+            self.position = self.moved_to(step.start)
             if self.strategy.follows:  # its rates are those of the step, not of so many as it has made itself
                 self.rates.updates.fill_(step.start.step)
                 self.rates.look_up()
@@ -155,18 +219,21 @@ class Parts:
     def start_clocks(self) -> None:
         """Measure from now on: throughput, and the time that the run may take."""
         self.deadline = time.monotonic() + self.max_seconds
-        self.clock.start(self.position, self.loader.waited, self.loader.spent)
+        self.clock.start(self.position, self.reader.waited, self.reader.spent)
 
     def log_due(self, step: Step) -> bool:
         """Return whether the metrics are read after ``step``: in its rhythm, and at an epoch's or a stage's end."""
         done = step.end.step
-        return done % self.options.run.log_every == 0 or step.epochs_done is not None or done == self.stage_end
+        may_end = self.stage.patience is not None and self.evaluate_every.due(done, step.epochs_done)
+        in_rhythm = done % self.options.run.log_every == 0 or step.epochs_done is not None
+        return in_rhythm or may_end or done == self.stage_end
 
     def ending(self, stop: StopRequests) -> str:
         """Return why training ends now, or "" to go on; all processes get the same answer."""
         if self.position.step >= self.steps:
             return "done"
-        if self.options.run.patience is not None and self.best.stale >= self.options.run.patience:
+        patience = [self.options.run.patience, self.stage.patience if self.in_last_stage else None]
+        if any(most is not None and self.best.stale >= most for most in patience):
             return "early stop"
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):
             requested = next(filter(None, self.strategy.gather(stop.requested)), None)

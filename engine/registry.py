@@ -11,11 +11,12 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -23,8 +24,13 @@ from engine import hookspecs
 from engine.errors import UsageError, did_you_mean
 from engine.options import GROUPS, Component, Options
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 DISTRIBUTION = "conv-engine"
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+SUFFIX = re.compile(r"\.[a-z0-9]+")
+OWN_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")  # of weights that the engine reads itself
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,24 @@ class Entry:
         return (inspect.getdoc(self.options) or "").partition("\n")[0]
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What reads the weights in files of other programs, and the plugin that it is of."""
+
+    read: Callable[[Path], dict[str, Tensor]]
+    plugin: str
+
+
 class Store:
     """What ``engine_options`` receives: collects one plugin's components."""
 
-    def __init__(self, plugin: str, taken: Mapping[tuple[str, str], Entry]) -> None:
+    def __init__(
+        self, plugin: str, taken: Mapping[tuple[str, str], Entry], readers: Mapping[str, Reader] = MappingProxyType({})
+    ) -> None:
         self._plugin = plugin
-        self._taken = taken
+        self._taken, self._readers = taken, readers
         self.added: dict[tuple[str, str], Entry] = {}
+        self.added_readers: dict[str, Reader] = {}
 
     def add(self, group: str, name: str, options: type[Component]) -> None:
         """Register ``options`` as the choice ``name`` of ``group``.
@@ -83,6 +100,20 @@ class Store:
             raise UsageError(f"{what}: the name is taken by plugin '{owner.plugin}'; rename one or uninstall the other")
         self.added[group, name] = Entry(options, self._plugin)
 
+    def add_reader(self, suffix: str, read: Callable[[Path], dict[str, Tensor]]) -> None:
+        """Let ``read`` read the weights in files whose names end in ``suffix``, as ".caffemodel".
+
+        It returns them under plain names, and raises UsageError naming a file that is damaged. Raises UsageError for
+        what is no suffix, or is taken.
+        """
+        what = f"reader of '{suffix}' files, of plugin '{self._plugin}'"
+        if not SUFFIX.fullmatch(suffix) or suffix in OWN_SUFFIXES:
+            raise UsageError(f"{what}: a suffix is a dot and lower-case letters and digits, none of the engine's own")
+        owner = self._readers.get(suffix) or self.added_readers.get(suffix)
+        if owner:
+            raise UsageError(f"{what}: plugin '{owner.plugin}' reads these; uninstall one of them")
+        self.added_readers[suffix] = Reader(read, self._plugin)
+
 
 def _check_job_fields(what: str, options: type[Component]) -> None:
     """Refuse a job whose fields, which are given without a prefix, would hide an option of the root."""
@@ -98,6 +129,7 @@ class Registry:
     def __init__(self) -> None:
         self.plugins: list[Plugin] = []
         self.components: dict[tuple[str, str], Entry] = {}
+        self.readers: dict[str, Reader] = {}  # of weights, by the end of a file's name
 
     @classmethod
     def load(cls) -> Registry:
@@ -149,10 +181,11 @@ class Registry:
                     f"plugin '{name}': {caller.name} at module level would act on every run; put it on the object "
                     "that an Observer's build() returns"
                 )
-        store = Store(name, self.components)
+        store = Store(name, self.components, self.readers)
         trace(manager)
         manager.hook.engine_options(store=store)
         self.components.update(store.added)
+        self.readers.update(store.added_readers)
         return tuple(store.added)
 
     def names(self, group: str) -> list[str]:

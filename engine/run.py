@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class Run(Parts):
 
     def fit(self) -> str:
         """Train to the end, or until something stops the run; return the outcome. RunFailed says what went wrong."""
-        with self.lifecycle() as stop, closing(self.strategy.steps(self.loader, self.position)) as steps:
+        with self.lifecycle() as stop, closing(self.steps_to_make()) as steps:
             while not (outcome := self.ending(stop)) and (step := next(steps, None)):
                 if step.epoch != self.epoch:
                     self.epoch = step.epoch
@@ -44,7 +43,7 @@ class Run(Parts):
         """Make one step; its update is masked on the device if a number is not finite."""
         self.begin_step(step)
         loss, applied = self.graphed(self, step) if self.graphed else self.compute(step.batches, step.count)
-        self.position = replace(step.end, stage=self.position.stage)  # the loader may have prepared it in another
+        self.position = self.moved_to(step.end)
         for tell in self.on_step_end:
             tell(self, loss, applied)
 
@@ -94,9 +93,8 @@ class Run(Parts):
             improved = self.evaluate()
         if step.epochs_done is not None:
             self.hooks.on_epoch_end(run=self, epoch=step.epoch)
-        if done == self.stage_end and not last:
-            self.position = replace(self.position, stage=self.position.stage + 1)
-            self.enter_stage(self)
+        if self.stage_over():
+            self.next_stage()
         if self.save_every.due(done, step.epochs_done) or (improved and self.options.save.best):
             self.save()
 
@@ -106,15 +104,16 @@ class Run(Parts):
         scalars = self.metrics.read(also | self.strategy.telemetry() | self.precision.telemetry())
         require_finite(self, scalars.pop("latched", 0.0))
         self.recent.clear()
-        took = self.clock.read(self.position, self.loader.waited, self.loader.spent)
+        took = self.clock.read(self.position, self.reader.waited, self.reader.spent)
         self.hooks.on_log(run=self, scalars=scalars | took)
 
     def evaluate(self) -> bool:
         """Evaluate on the test split with the averaged weights, if kept; return whether it is the best so far."""
         with self.clock.paused():
+            model, test = self.evaluated
             scalars = evaluate(
-                self.model, self.test, self.loss, self.precision, self.strategy, self.device,
-                self.weights_to_evaluate(), views=self.views,
+                model, test, self.loss, self.precision, self.strategy, self.device, self.weights_to_evaluate(),
+                views=self.views,
             )  # fmt: skip
             improved = self.is_best(scalars)
             self.hooks.on_evaluate_end(run=self, scalars=scalars)
@@ -136,7 +135,7 @@ class Run(Parts):
         self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
         try:
             self.hooks.on_fit_start(run=self)
-            self.network.train()
+            self.to_train()
             self.start_clocks()
             with StopRequests() as stop:
                 yield stop

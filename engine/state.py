@@ -52,7 +52,7 @@ def capture(
     }
     if run.average:
         files[AVERAGE] = pieces(common(run.average.state()))
-    if own := run.strategy.tensors():
+    if own := run.strategy.tensors(own_of(run)):
         files[PARALLEL] = own
     facts = {
         "engine": __version__,
@@ -73,6 +73,8 @@ def capture(
         "parameters": {name: [str(piece.values.dtype), list(piece.shape)] for name, piece in model.items()},
         "optimizer_numbers": numbers,
         "kernels": run.kernels.plan(),
+        "transfer": run.transfer.state(),
+        "pixels": dataclasses.asdict(run.pixels) if run.pixels else {},
         "observers": observed,
     }
     return files, facts, run.best.latest if run.best.latest_step == run.position.step else None
@@ -85,6 +87,35 @@ def restore(run: Parts, folder: Path) -> None:
     data set.
     """
     facts, files = checkpoint.load(folder)
+    require_same_run(run, facts, folder)
+    run.position = Position(**facts["position"])
+    run.kernels.load(facts.get("kernels", {}))
+    run.transfer.load(facts.get("transfer", {}))
+    run.enter_stage(run)
+    if facts["optimizer"] != type(run.optimizer).__name__:
+        raise UsageError(
+            f"{folder} was trained with {facts['optimizer']}, this run with {type(run.optimizer).__name__}: choose the "
+            "same optim, or start a new run"
+        )
+    pieces = run.strategy.pieces
+    load_pieces(pieces(run.model.state_dict()), files[MODEL], str(folder))
+    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer_numbers"], pieces)
+    if run.average:
+        # A run that had no average yet starts it from the weights it goes on with.
+        average = files.get(AVERAGE, files[MODEL])
+        load_pieces(pieces(run.average.state()), {name: average[name] for name in run.average.state()}, str(folder))
+    load_counters(run, files[ENGINE])
+    load_own(run, facts.get("parallel", {}), files.get(PARALLEL, {}))
+    run.rates.look_up()
+    run.guard.keep()
+    if run.best.name == facts["best"]["name"]:
+        run.best = type(run.best)(**facts["best"])
+    run.saved_step = run.position.step
+    run.hooks.on_load_checkpoint(run=run, state=facts["observers"])
+
+
+def require_same_run(run: Parts, facts: Mapping[str, Any], folder: Path) -> None:
+    """Raise UsageError if a checkpoint is of other data, other numbers, or beyond this run's end."""
     if facts["data"]["fingerprint"] != run.source.fingerprint:
         raise UsageError(
             f"{folder} was trained on other data ({facts['data']['images']} images, fingerprint "
@@ -100,44 +131,36 @@ def restore(run: Parts, folder: Path) -> None:
         raise UsageError(
             f"{folder} was trained with {theirs}, this run with {ours}: choose the same precision, or start a new run"
         )
-    run.position = Position(**facts["position"])
-    if run.position.step > run.steps:
+    position = Position(**facts["position"])
+    if position.step > run.steps:
         raise UsageError(
-            f"{folder} is after step {run.position.step}, this run ends at step {run.steps}: raise run.epochs or "
-            "run.steps"
+            f"{folder} is after step {position.step}, this run ends at step {run.steps}: raise run.epochs or run.steps"
         )
-    if run.position.stage >= len(run.stages):
-        raise UsageError(f"{folder} is in stage {run.position.stage + 1}; this run has {len(run.stages)}")
-    run.kernels.load(facts.get("kernels", {}))
-    run.enter_stage(run)
-    if facts["optimizer"] != type(run.optimizer).__name__:
-        raise UsageError(
-            f"{folder} was trained with {facts['optimizer']}, this run with {type(run.optimizer).__name__}: choose the "
-            "same optim, or start a new run"
-        )
-    pieces = run.strategy.pieces
-    load_pieces(pieces(run.model.state_dict()), files[MODEL], str(folder))
-    checkpoint.load_optimizer_state(run.optimizer, files[OPTIMIZER], facts["optimizer_numbers"], pieces)
-    if run.average:
-        # A run that had no average yet starts it from the weights it goes on with.
-        average = files.get(AVERAGE, files[MODEL])
-        load_pieces(pieces(run.average.state()), {name: average[name] for name in run.average.state()}, str(folder))
-    parallel = facts.get("parallel", {})
-    if parallel.get("strategy") == type(run.strategy).__name__:
-        run.strategy.load(parallel["state"])
-        stored: Mapping[str, Tensor] = files.get(PARALLEL, {})
-        for name, piece in run.strategy.tensors().items():
-            if name in stored and shape_of(stored, name) == piece.shape:
-                fill(piece, stored, name)
-    engine = files[ENGINE]
-    run.rates.updates.copy_(engine["updates"])
-    run.rates.look_up()
-    run.guard.skipped.copy_(engine["skipped"])
-    run.guard.keep()
-    if run.strategy.leads and run.metrics.sums.shape == engine["metrics"].shape:
-        run.metrics.sums.copy_(engine["metrics"])  # of all processes together, so one goes on with them
-    run.precision.load({n.removeprefix("precision/"): v for n, v in engine.items() if n.startswith("precision/")})
-    if run.best.name == facts["best"]["name"]:
-        run.best = type(run.best)(**facts["best"])
-    run.saved_step = run.position.step
-    run.hooks.on_load_checkpoint(run=run, state=facts["observers"])
+    if position.stage >= len(run.stages):
+        raise UsageError(f"{folder} is in stage {position.stage + 1}; this run has {len(run.stages)}")
+
+
+def load_counters(run: Parts, stored: Mapping[str, Tensor]) -> None:
+    """Take up the sums and counts of all processes, and the numeric policy's state."""
+    run.rates.updates.copy_(stored["updates"])
+    run.guard.skipped.copy_(stored["skipped"])
+    if run.strategy.leads and run.metrics.sums.shape == stored["metrics"].shape:
+        run.metrics.sums.copy_(stored["metrics"])  # of all processes together, so one goes on with them
+    run.precision.load({n.removeprefix("precision/"): v for n, v in stored.items() if n.startswith("precision/")})
+
+
+def load_own(run: Parts, facts: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+    """Take up what the strategy keeps, if it is the same one, as far as it is of as many processes."""
+    if facts.get("strategy") != type(run.strategy).__name__:
+        return
+    run.strategy.load(facts["state"])
+    for name, piece in run.strategy.tensors(own_of(run)).items():
+        if name in stored and shape_of(stored, name) == piece.shape:
+            fill(piece, stored, name)
+
+
+def own_of(run: Parts) -> dict[str, Tensor]:
+    """Return what a process has for itself where processes train apart: its counts, and its average of weights."""
+    average = run.average.state() if run.average else {}
+    counts = {"updates": run.rates.updates, "skipped": run.guard.skipped}
+    return counts | {f"average/{name}": values for name, values in average.items()}

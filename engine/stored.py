@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from engine import manifest
 from engine.errors import UsageError
+from engine.folder import flush
 from engine.pieces import Piece, overlap
 
 FILES, PIECES = "files", "pieces"  # of the manifest
@@ -164,12 +164,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
     return separate
-
-
-def flush(path: Path) -> None:
-    """Have a file or folder on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

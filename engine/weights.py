@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.errors import UsageError
 from engine.pieces import Piece, wholes
+from engine.registry import OWN_SUFFIXES, Registry
 from engine.stored import fill, shape_of
 
 WRAPPERS = ("module.", "_orig_mod.")  # left in front of names by DataParallel and torch.compile
@@ -23,10 +24,12 @@ NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts co
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the parameters of a .safetensors or PyTorch (.pt, .pth, .th) file under plain names.
 
-    PyTorch files are read with weights_only=True alone. A wrapper's prefix that all names share is taken off.
-    Raises UsageError naming the file if it is missing, damaged, holds anything but tensors and plain data, or
-    has no state dict in it.
+    PyTorch files are read with weights_only=True alone. A wrapper's prefix that all names share is taken off. Files
+    with other endings are read by the plugin that registered the ending. Raises UsageError naming the file if it is
+    missing, damaged, holds anything but tensors and plain data, or has no state dict in it.
     """
+    if path.suffix not in ("", *OWN_SUFFIXES) and (reader := Registry.load().readers.get(path.suffix.lower())):
+        return reader.read(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_content(path)
     except FileNotFoundError:

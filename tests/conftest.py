@@ -36,6 +36,17 @@ def memory_given_back() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: for small networks a second, on a busy machine, is only waited for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """Return a function that runs one command line in this process, in tmp_path: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)

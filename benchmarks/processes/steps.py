@@ -1,6 +1,6 @@
 """One step of AlexNet under each strategy, in turns, in every process of a network: run by ``networks.carry_out``."""
 
-from __future__ import annotations
+# Annotations are not postponed here: torch looks at those of a communication hook.
 
 import copy
 import json
@@ -69,18 +69,12 @@ def torchs(model: nn.Module, group: Group, compress: bool) -> Step:
     return step
 
 
-def _bfloat16(state, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[no-untyped-def]
+def _bfloat16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket as bfloat16; torch's own hook refuses gloo."""
     values = bucket.buffer().to(torch.bfloat16)
     work = dist.all_reduce(values, async_op=True)
     world = dist.get_world_size()
     return work.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]).div_(world))
-
-
-_bfloat16.__annotations__["bucket"], _bfloat16.__annotations__["return"] = (
-    dist.GradBucket,
-    torch.futures.Future[torch.Tensor],
-)  # torch looks at them, and these are postponed
 
 
 class Plain(Precision):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import takewhile
@@ -93,8 +93,9 @@ def job_of(words: Sequence[str], registry: Registry, default: str) -> tuple[str,
             first = f"; a job comes first: engine {word} ..." if word in registry.names("job") else ""
             raise UsageError(f"'{word}' is not an override; write key=value{first}")
     job = named[0] if named else default
-    fields = {f.name for f in dataclasses.fields(registry.entry("job", job).options)}
-    written = [_written_out(word, fields) for word in overrides if not word.startswith("job=")]
+    options = registry.entry("job", job).options
+    fields, several = {f.name for f in dataclasses.fields(options)}, getattr(options, "several", {})
+    written = [_written_out(_listed(word, several), fields) for word in overrides if not word.startswith("job=")]
     return job, [*own_choices(job, overrides, registry), *written]
 
 
@@ -138,6 +139,13 @@ def typed(job: str) -> str:
 def looks_like_override(word: str) -> bool:
     """Say whether a word is meant as an override: it has a value, or it deletes something."""
     return "=" in word or word.startswith("~")
+
+
+def _listed(word: str, several: Mapping[str, str]) -> str:
+    """Return several choices of a group, a,b, as the list of the job's field that takes them (``Job.several``)."""
+    group, _, value = word.partition("=")
+    plain = "," in value and not re.search(r"[\[\](){}'\"]", value)
+    return f"{several[group]}=[{value}]" if plain and group in several else word
 
 
 def _written_out(word: str, job_fields: set[str]) -> str:

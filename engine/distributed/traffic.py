@@ -52,6 +52,15 @@ class Traffic:
         finally:
             self.waited += time.perf_counter() - begun
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave out what is sent within ``with``, where all that is begun also ends."""
+        sent, waited, busy = self.sent.copy(), self.waited, self.busy
+        try:
+            yield
+        finally:
+            self.sent, self.waited, self.busy = sent, waited, busy
+
     def read(self, steps: int) -> dict[str, float]:
         """Return scalars for the log, per step where they are amounts; then start anew."""
         steps = max(1, steps)

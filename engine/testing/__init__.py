@@ -24,8 +24,9 @@ from engine.testing.reads import watch_reads
 from engine.testing.small import small_run
 from engine.testing.source import check_source
 from engine.testing.strategy import check_strategy
+from engine.testing.transfer import check_transfer
 
 __all__ = [
     "SPECS", "BrokenPromise", "check_augment", "check_kernel", "check_marginalization", "check_observer",
-    "check_precision", "check_source", "check_strategy", "small_run", "together", "watch_reads",
+    "check_precision", "check_source", "check_strategy", "check_transfer", "small_run", "together", "watch_reads",
 ]  # fmt: skip

@@ -20,8 +20,16 @@ CANONICAL = "fixed shards of a micro-batch, so that any number of processes give
 class Single(Parallel):
     """One process does all the work."""
 
-    processes: int = option(1, "one process", at_least=1, at_most=1)
+    takes_shortcuts: ClassVar[bool] = True
     canonical: int = option(0, CANONICAL, at_least=0)
+
+    def perform(self, session: Session, work: Callable[[Session], None]) -> None:
+        """Do the work here. Raises UsageError if several processes are asked for."""
+        if self.processes > 1:
+            raise UsageError(
+                f"parallel.processes={self.processes}: parallel=single is one process; choose parallel=data, or another"
+            )
+        super().perform(session, work)
 
     def build(self) -> Strategy:
         """Make the strategy."""
@@ -42,6 +50,7 @@ class Single(Parallel):
 class Data(Parallel):
     """Every process computes a share of each batch; gradients are summed."""
 
+    takes_shortcuts: ClassVar[bool] = True
     bucket_mb: float = option(25.0, "gradients that are summed together, in MiB", above=0)
     compress: str = option(
         "none", "what is sent of gradients: all, rounded to a type, or products of narrow matrices",
@@ -135,7 +144,7 @@ class Plan(Job):
     inputs: list[int] = option([], "channels, height, width of the images, as [3,224,224]; then no data is opened")
     classes: int = option(10, "classes of these images", at_least=1)
     flops: float = option(0.0, "operations per second of a process's machine, as 19.5e12; 0: measure here", at_least=0)
-    memory: float = option(0.0, "GB/s of that machine's memory; 0: a byte for 10 operations", at_least=0)
+    bandwidth: float = option(0.0, "GB/s of that machine's memory; 0: a byte for 10 operations", at_least=0)
     json: str = option("", "file for the same figures as JSON")
 
     def build(self) -> Callable[[Session], None]:

@@ -3,16 +3,22 @@
 # Annotations are not postponed here: torch looks at those of a communication hook.
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed.group import Group, Pending
+from engine.interfaces import Precision
+
+ANY_ORDER = 2  # so many numbers have the same sum in any order
 
 
 class Sending(Protocol):
@@ -112,6 +118,51 @@ def summed(pending: Pending) -> Future[Tensor]:
 def gradient_type(parameter: Tensor) -> torch.dtype:
     """Return the type of a parameter's gradients, which a numeric policy may have made wider than its own."""
     return getattr(parameter, "grad_dtype", None) or parameter.dtype
+
+
+def distributed(
+    model: nn.Module, hook: Callable[[None, GradBucket], Future[Tensor]], bucket_mb: float, find_unused: bool = False
+) -> DistributedDataParallel:
+    """Return a model whose backward pass hands its gradients to ``hook`` in buckets; buffers are left alone."""
+    with warnings.catch_warnings():  # the new name of broadcast_buffers came with torch 2.13, and does something else
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        network = DistributedDataParallel(
+            model,
+            bucket_cap_mb=bucket_mb,
+            find_unused_parameters=find_unused,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    network.register_comm_hook(None, hook)
+    return network
+
+
+def settle_buckets(network: nn.Module, example: Sequence[int], precision: Precision | None, group: Group) -> list[str]:
+    """Make a first backward pass that counts for nothing: after that one torch lays out its buckets anew, for good.
+
+    Where an element lies decides in which order three or more processes' numbers are added up, so that a run that is
+    resumed would add those of its first step in another order than the undisturbed one. example: the shape of a
+    process's images; buffers, gradients and what the group has counted are as before. Returns the names of parameters
+    that no gradient has reached: then the buckets are not complete, and another pass is impossible.
+    """
+    if group.world <= ANY_ORDER or not example[0] or not isinstance(network, DistributedDataParallel):
+        return []
+    trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    first = next(iter(trained.values()))
+    kept = [buffer.clone() for buffer in network.buffers()]
+    images = torch.zeros(*example, dtype=precision.dtype if precision else first.dtype, device=first.device)
+    forward = precision.forward() if precision else nullcontext()
+    with group.traffic.uncounted(), torch.enable_grad(), forward, group.guarded("first gradients"):
+        made = network(images)
+        heads = made if isinstance(made, list | tuple) else [made]
+        torch.stack([head.sum() for head in heads]).sum().backward()
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), kept, strict=True):
+            buffer.copy_(value)
+    unreached = [name for name, parameter in trained.items() if parameter.grad is None]
+    for parameter in trained.values():
+        parameter.grad = None
+    return unreached
 
 
 class Buckets:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import Batch, UsageError
+from engine import Batch, Key, UsageError
 from engine.distributed.group import ALONE, Group, entered
 from engine.distributed.together import Together, average_
 from engine.interfaces import Precision
 
 from .batch_norm import own_statistics, synchronise
-from .communication import Buckets, Sending, gradient_type
+from .communication import Buckets, Sending, distributed, gradient_type, settle_buckets
 
 
 class DataParallel(Together):
@@ -67,18 +66,19 @@ class DataParallel(Together):
         self.replicated = self._trained
         if self.world == 1:
             return model
-        with warnings.catch_warnings(), self.group.guarded("broadcast model"):
-            # Its new name came with torch 2.13, and does something else.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self._network = DistributedDataParallel(
-                model,
-                bucket_cap_mb=self._bucket_mb,
-                find_unused_parameters=self._find_unused,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-        self._network.register_comm_hook(None, self._buckets.hook)
+        with self.group.guarded("broadcast model"):
+            self._network = distributed(model, self._buckets.hook, self._bucket_mb, self._find_unused)
         return self._network
+
+    def prepare(self, optimizer: torch.optim.Optimizer, key: Key) -> None:
+        """Have the buckets laid out as they stay, with which a resumed run adds up as the undisturbed one does.
+
+        Raises UsageError naming the parameters that no gradient reaches.
+        """
+        if self._network is not None and not self._find_unused:
+            if names := settle_buckets(self._network, self.example, self.precision, self.group):
+                raise UsageError(unreached(names, self.rank))
+            self._buckets.sending = self._sending(self.group)  # which counts steps, of which that was none
 
     def evaluating(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Return a context in which BatchNorm waits for no other process, whatever mode it is in."""
@@ -100,7 +100,9 @@ class DataParallel(Together):
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None, "a step has at least one micro-batch"
         if self._network is not None and not self._buckets.complete():
-            raise UsageError(unreached(loss, self._trained, self.rank))
+            reached = set(leaves(loss.grad_fn))
+            names = [name for name, parameter in self._trained.items() if id(parameter) not in reached]
+            raise UsageError(unreached(names, self.rank))
         average_(self.group, self._statistics, "statistics")
         return total
 
@@ -110,10 +112,8 @@ class DataParallel(Together):
         self._buckets.sending.settle(bad)
 
 
-def unreached(loss: Tensor, trained: Mapping[str, nn.Parameter], rank: int) -> str:
-    """Return a line that names the parameters to which no gradient of ``loss`` goes."""
-    reached = set(leaves(loss.grad_fn))
-    names = [name for name, parameter in trained.items() if id(parameter) not in reached]
+def unreached(names: Sequence[str], rank: int) -> str:
+    """Return a line on parameters that no gradient reaches."""
     return (
         f"parallel=data: no gradient of rank {rank} reaches {', '.join(names[:4])}{' and others' * (len(names) > 4)}: "
         "take them out of the model, freeze them, or set parallel.find_unused=true (slower)"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import Batch
+from engine.backward import one_by_one
 from engine.checkpoint import optimizer_state
 from engine.distributed.group import Group
 from engine.distributed.together import Together, average_
@@ -153,13 +154,7 @@ class LocalTraining(Together):
         """Run each micro-batch forward and backward; gradients are those of this process's samples, world times."""
         if not self._warming:
             self._outer.begin(self._parameters)
-        weight = weight * self.world
-        total: Tensor | None = None
-        for index, batch in enumerate(batches):
-            loss = loss_of(batch, index)
-            torch.autograd.backward(loss, weight)
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None, "a step has at least one micro-batch"
+        total = one_by_one(loss_of, batches, weight * self.world)
         if self._warming:
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             average_(self.group, gradients, "gradients")
@@ -197,13 +192,14 @@ class LocalTraining(Together):
         """Return the means of floating-point tensors over processes, and what all have alike bit for bit."""
         return mean_of(self.group, state) if self.world > 1 else state
 
-    def tensors(self) -> dict[str, Piece]:
+    def tensors(self, own: Mapping[str, Tensor]) -> dict[str, Piece]:
         """Return the outer optimiser's tensors, and what is this process's own, as a row of one tensor for all."""
         held = {name: Piece.whole(values, self.leads) for name, values in self._outer.tensors().items()}
-        return held | {f"own/{name}": self._row(values) for name, values in self._own().items()}
+        rows = {**self._own(), **own} if self.world > 1 else {}
+        return held | {f"own/{name}": self._row(values) for name, values in rows.items()}
 
     def _own(self) -> dict[str, Tensor]:
-        if self.world == 1 or self._optimizer is None:
+        if self._optimizer is None:
             return {}
         states, _ = optimizer_state(self._optimizer)
         apart = self._parameters if self._apart else {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from engine import Batch
+from engine.backward import one_by_one
 from engine.interfaces import Strategy
 
 
@@ -19,18 +19,9 @@ class SingleProcess(Strategy):
     world = 1
     capturable = True
 
-    def forward_backward(
-        self, loss_of: Callable[[Batch, int], Tensor], batches: Sequence[Batch], weight: Tensor
-    ) -> Tensor:
+    def forward_backward(self, loss_of: Callable[..., Tensor], batches: Sequence[Batch], weight: Tensor) -> Tensor:
         """Run each micro-batch forward and backward; return the summed loss."""
-        total: Tensor | None = None
-        for index, batch in enumerate(batches):
-            loss = loss_of(batch, index)
-            # The weight enters as the gradient of the loss, which spares a multiplication each way.
-            torch.autograd.backward(loss, weight)
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None, "a step has at least one micro-batch"
-        return total
+        return one_by_one(loss_of, batches, weight)
 
     def clip(self, parameters: Sequence[Tensor], largest: float) -> Tensor:
         """Scale gradients so that their global norm is at most ``largest``; return the norm before."""

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 
 from engine import UsageError
+from engine.folder import flush
 
 FORMAT = 1
 META = "meta.json"
@@ -122,15 +123,6 @@ def put(path: Path, data: bytes) -> None:
         flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)  # there only after a failure
-
-
-def flush(path: Path) -> None:
-    """Have the names in a folder, or a file's content, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_meta(folder: Path) -> Meta:

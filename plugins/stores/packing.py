@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from engine import RunFailed, UsageError
+from engine.folder import flush
 from engine.interfaces import Source
 from engine.loader import prefetched
 
@@ -144,7 +145,7 @@ class Packing:
             with writing(self.folder):
                 if self._part(number).exists():  # its data file was lost; it must not vouch for half of the new one
                     self._part(number).unlink()
-                    layout.flush(self._part(number).parent)
+                    flush(self._part(number).parent)
                 file = path.open("wb", buffering=0)  # closing a buffered one on a full disk would fail once more
             with file:
                 for (some, _), portion in zip(prepared, portions, strict=True):
@@ -247,10 +248,10 @@ def _write_fully(file: io.FileIO, data: bytes) -> None:
 
 def _flush_names(folder: Path) -> None:
     """Have the names of what is in a split's folder, of the folder and of that around it written to the disk."""
-    layout.flush(folder)
-    layout.flush(folder.parent)
+    flush(folder)
+    flush(folder.parent)
     with suppress(PermissionError):  # who may not read the folder around ``out`` did not make ``out`` in it
-        layout.flush(folder.parent.parent)
+        flush(folder.parent.parent)
 
 
 def _facts(records: Any, checksums: Any, sizes: Any, targets: Any) -> dict[int, _Fact]:

@@ -26,8 +26,8 @@ from inputs import Bench, Turn, batched, classical, cold, crops, enlarging, memo
 from inputs.resnet50 import ResNet50
 
 from engine import kept_memory
+from engine.folder import flush
 from engine.loader import Position
-from engine.plugins.stores import layout
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def test_dropped_pages_are_not_in_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "pages"
     path.write_bytes(bytes(1 << 20))
     assert cold.cached(path) == 1.0
-    layout.flush(path)
+    flush(path)
     cold.drop(path)
     if cold.cached(path) == 1.0:
         pytest.skip("the folder for temporary files lives in memory")

@@ -15,13 +15,7 @@ from engine import Batch, Data, Loss, Model, Records, UsageError, manifest
 from engine.assembly import parameter_groups
 from engine.interfaces import LossFunction, Source
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Memory(Source):

@@ -141,9 +141,9 @@ class Thawing(interfaces.Transfer):
     def stages(self, steps: int) -> list[interfaces.Stage]:
         return [interfaces.Stage("head", 9), interfaces.Stage("all", steps - 9)]
 
-    def prepare(self, model: nn.Module, stage: interfaces.Stage) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(stage.name == "all" or name.startswith("6."))
+    def factors(self, model: nn.Module, anatomy: Any, stage: interfaces.Stage) -> dict[str, interfaces.Factors]:
+        names = [name for name, _ in model.named_parameters()]
+        return {name: interfaces.Factors(float(stage.name == "all" or name.startswith("6."))) for name in names}
 
 
 @dataclass

@@ -19,14 +19,7 @@ from engine.interfaces import Precision, Strategy
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These networks are so small that a second thread, on a busy machine, is only waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Alone(Strategy):

@@ -17,13 +17,7 @@ from engine.plugins.data import Digits
 from engine.plugins.marginalize import Flip, MonteCarlo, MultiScale, TenCrop
 from engine.randomness import Key
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclasses.dataclass

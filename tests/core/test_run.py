@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +11,7 @@ from small_run import Tiny, Watch, assert_same, everything
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine import Observer, RunFailed, UsageError, hookimpl, manifest
+from engine import Observer, RunFailed, UsageError, hookimpl, interfaces, manifest
 from engine.interfaces import Stage
 from engine.loader import Position
 from engine.options import Transfer
@@ -216,10 +215,15 @@ class Stages(Transfer):
         self.begun: list[str] = []
 
     def build(self) -> Any:
-        def stages(steps: int) -> list[Stage]:
-            return [Stage("first", 4), Stage("second", 4), Stage("third", steps - 8)]
+        class Noting(interfaces.Transfer):
+            def stages(self, steps: int) -> list[Stage]:
+                return [Stage("first", 4), Stage("second", 4), Stage("third", steps - 8)]
 
-        return SimpleNamespace(stages=stages, prepare=lambda model, stage: self.begun.append(stage.name))
+            def factors(_, model: nn.Module, anatomy: Any, stage: Stage) -> dict[str, Any]:  # noqa: N805
+                self.begun.append(stage.name)
+                return {}
+
+        return Noting()
 
 
 def test_every_stage_is_entered_once_and_a_resume_goes_on_in_its_own(make):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from engine import RunFailed, UsageError, hookimpl
-from engine.interfaces import Records, Source
-from engine.options import Data, Model, Observer, SaveOptions
-from engine.plugins.parallel import Async
+from engine.options import Model, Observer, SaveOptions
+from engine.plugins.parallel import Async, Single
 from engine.plugins.parallel.asynchronous import links
 from engine.testing import small_run
 from engine.testing.processes import PRELOADED, _enter_network_of, enter_own_network
@@ -222,6 +221,15 @@ def everything(run: Any) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in every.items()}
 
 
+def alone(out: Path, **settings: Any) -> dict[str, np.ndarray]:
+    """Return everything of the same run in one process."""
+    torch.set_num_threads(1)
+    run = small_run(out, **QUIET | {"parallel": Single()} | settings)
+    run.fit()
+    run.lock.close()
+    return everything(run)
+
+
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     """Return whether all arrays are equal in every bit."""
     return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
@@ -242,26 +250,3 @@ class Plain(Model):
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(inputs[0], 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, outputs))
-
-
-class Spoilt(Source):
-    """Noise in which one image is not a number."""
-
-    classes, shape, fingerprint = ("top", "middle", "bottom"), (1, 6, 6), "spoilt"
-
-    def __len__(self) -> int:
-        return 20
-
-    def records(self, indices: Sequence[int]) -> Records:
-        records = torch.tensor(list(indices))
-        images = torch.sin(torch.arange(36.0) * (1 + records[:, None])).view(-1, 1, 6, 6)
-        images[records == 7] = float("nan")
-        return Records("tensor", images, records % 3)
-
-
-@dataclass
-class SpoiltData(Data):
-    """Spoilt noise."""
-
-    def build(self, split: str) -> Source:
-        return Spoilt()

@@ -38,9 +38,9 @@ class Command:
         """What all processes have printed so far."""
         return self._told.read_text()
 
-    def end(self) -> int:
+    def end(self, longest: float = LONGEST) -> int:
         """Wait until the command has ended; return its exit code."""
-        return self.process.wait(LONGEST)
+        return self.process.wait(longest)
 
     def until(self, happened: Callable[[], object], what: str) -> None:
         """Wait until something has happened while the command runs."""

@@ -58,8 +58,10 @@ class ThenAll(interfaces.Transfer):
     def stages(self, steps: int) -> Sequence[Stage]:
         return [Stage("head", steps // 2), Stage("all", steps - steps // 2)]
 
-    def prepare(self, model: nn.Module, stage: Stage) -> None:
-        model.get_submodule("features").requires_grad_(stage.name == "all")
+    def factors(self, model: nn.Module, anatomy: interfaces.Anatomy, stage: Stage) -> dict[str, interfaces.Factors]:
+        lr = float(stage.name == "all")
+        names = [name for name, _ in model.named_parameters() if name.startswith("features.")]
+        return {name: interfaces.Factors(lr) for name in names}
 
 
 @dataclass

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from apart import EXACT
+from told import Told
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine import Model, Optim, UsageError, hookimpl
+from engine import Model, Optim, UsageError
 from engine.distributed import current
 from engine.interfaces import Batch
-from engine.options import EvaluateOptions, Observer, Parallel, SaveOptions
+from engine.options import EvaluateOptions, Parallel, SaveOptions
 from engine.plugins.parallel import Pipeline
 from engine.plugins.precision import Float64
 from engine.testing import small_run
@@ -116,24 +117,6 @@ class Adam(Optim):
         return torch.optim.Adam(groups, 0.01)
 
 
-@dataclass
-class Told(Observer):
-    """Keeps the losses that a run tells of."""
-
-    losses: list[float] = field(default_factory=list)
-
-    def build(self) -> object:
-        return self
-
-    @hookimpl
-    def on_log(self, scalars: dict[str, float]) -> None:
-        self.losses += [scalars["train/loss"], scalars["train/accuracy"], scalars["train/grad_norm"]]
-
-    @hookimpl
-    def on_evaluate_end(self, scalars: dict[str, float]) -> None:
-        self.losses += [scalars["test/loss"], scalars["test/accuracy"]]
-
-
 TRAINED = {
     "optim": Adam(), "precision": Float64(), "batch": 8, "accumulate": 2, "steps": 6, "clip": 0.5, "ema": 0.7,
     "evaluate": EvaluateOptions(),
@@ -146,7 +129,10 @@ def told_by(out: Path, parallel: Parallel, name: str, settings: dict[str, Any]) 
     run = small_run(out / name, parallel=parallel, observe={"told": told}, **TRAINED | settings)
     run.fit()
     run.lock.close()
-    return told.losses
+    logged = ("train/loss", "train/accuracy", "train/grad_norm")
+    return [scalars[name] for scalars in told.logged for name in logged] + [
+        scalars[name] for scalars in told.evaluated for name in ("test/loss", "test/accuracy")
+    ]
 
 
 DRAWING = {"model": Deep(norm=True, dropout=0.3), "steps": 6, "ema": 0.8, "batch": 4}

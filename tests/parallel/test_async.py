@@ -14,12 +14,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from async_processes import QUIET, Apart, One, Plain, SpoiltData, everything, same
+from async_processes import QUIET, Apart, One, Plain, alone, same
+from spoilt import SpoiltData
 
 from engine import RunFailed, UsageError
 from engine.options import SaveOptions
 from engine.plugins.optim import Adagrad
-from engine.plugins.parallel import Async, AsyncReplay, Single
+from engine.plugins.parallel import Async, AsyncReplay
 from engine.plugins.parallel.asynchronous.rules import Taken
 from engine.plugins.parallel.asynchronous.trace import read
 from engine.testing import small_run
@@ -30,14 +31,6 @@ def ended(server: One) -> tuple[str, dict[str, np.ndarray], int, dict[str, Any],
     """Return how a server's run ended, its tensors, its step, its strategy's state, and what it said before."""
     *before, (_, outcome, tensors, step, state) = server.until("done")
     return outcome, tensors, step, state, before
-
-
-def alone(out: Path, **settings: Any) -> dict[str, np.ndarray]:
-    torch.set_num_threads(1)
-    run = small_run(out, **QUIET | {"parallel": Single()} | settings)
-    run.fit()
-    run.lock.close()
-    return everything(run)
 
 
 @pytest.mark.parametrize("settings", [{"accumulate": 2, "clip": 0.5, "ema": 0.9, "log_every": 7}, {"optim": Adagrad()}])
@@ -217,7 +210,7 @@ def test_a_worker_gives_up_where_no_server_comes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_the_server_finds_or_leaves_out_what_is_not_finite(tmp_path: Path, nonfinite: str) -> None:
-    settings = {"data": SpoiltData(threads=0), "nonfinite": nonfinite, "steps": 5}
+    settings = {"data": SpoiltData(), "nonfinite": nonfinite, "steps": 5}
     with Apart() as apart:
         server, worker = apart.server(tmp_path / "server", **settings), apart.worker(**settings)
         said = server.until("failed", "done")[-1]

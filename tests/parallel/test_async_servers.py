@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from async_processes import QUIET, Apart, One, SpoiltData, Wide, everything, same
+from async_processes import QUIET, Apart, One, Wide, alone, everything, same
 from commands import QUICK, Command
+from spoilt import SpoiltData
 
 from engine import UsageError, manifest
 from engine.options import SaveOptions
@@ -33,14 +33,6 @@ def ended(server: One) -> tuple[str, dict[str, np.ndarray], int]:
     """Return how the run ended, its tensors and its step."""
     _, outcome, tensors, step, _ = server.until("done", "failed")[-1]
     return outcome, tensors, step
-
-
-def alone(out: Path, **settings: Any) -> dict[str, np.ndarray]:
-    torch.set_num_threads(1)
-    run = small_run(out, **QUIET | {"parallel": Single()} | settings)
-    run.fit()
-    run.lock.close()
-    return everything(run)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.integers(1, 12))
@@ -155,7 +147,7 @@ def test_after_a_server_of_a_part_was_killed_the_run_goes_on_from_its_checkpoint
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_what_is_not_finite_in_another_servers_part_is_found_or_left_out(tmp_path: Path, nonfinite: str) -> None:
-    settings = {"data": SpoiltData(threads=0), "nonfinite": nonfinite, "steps": 5}
+    settings = {"data": SpoiltData(), "nonfinite": nonfinite, "steps": 5}
     with Apart() as apart:
         server = apart.server(tmp_path / "server", parallel={"servers": 2}, **settings)
         apart.shard(**settings)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from saved_runs import tensors, train
 from torch import Tensor, nn
 
-from engine import UsageError, checkpoint, manifest
+from engine import UsageError
 from engine.distributed.group import Group, entered
 from engine.interfaces import Batch
 from engine.plugins.augment import GaussianNoise
@@ -19,22 +20,7 @@ from engine.plugins.precision import Bfloat16SR
 from engine.testing import check_strategy, small_run
 from engine.testing.processes import together
 
-SETTINGS = {"batch": 8, "accumulate": 2, "clip": 0.5, "log_every": 1, "augment": {"noise": GaussianNoise()}, "ema": 0.9}
-
-
-def train(out: str, steps: int, parallel: Single | Data, start: str = "none", more: Any = None) -> None:
-    run = small_run(Path(out), steps=steps, parallel=parallel, resume=start, **(SETTINGS | (more or {})))
-    run.fit()
-    run.lock.close()
-
-
-def tensors(out: Path) -> dict[str, Tensor]:
-    """Return all that the newest checkpoint holds of model, optimiser and average."""
-    newest = manifest.newest_valid(out, print)
-    assert newest is not None
-    _, files = checkpoint.load(newest)
-    names = ("model.safetensors", "optimizer.safetensors", "average.safetensors")
-    return {f"{name}/{key}": files[name][key] for name in names for key in files[name]}
+NOISY = {"augment": {"noise": GaussianNoise()}}
 
 
 def require_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -44,24 +30,24 @@ def require_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def test_one_two_and_four_processes_give_the_same_bits_also_when_others_go_on(tmp_path: Path) -> None:
     single = tmp_path / "single"
-    train(str(single), 4, Single(canonical=4))
+    train(str(single), 4, Single(canonical=4), NOISY)
     expected = tensors(single)
     assert len({value.double().sum().item() for value in expected.values()}) > 8, "it has trained"
     # The first two steps by one number of processes, the last two by another.
     for first, second in ((2, 4), (4, 2)):
         out = str(tmp_path / f"{first}-{second}")
-        together(first, train, out, 2, Data(canonical=4))
-        together(second, train, out, 4, Data(canonical=4), "auto")
+        together(first, train, out, 2, Data(canonical=4), NOISY)
+        together(second, train, out, 4, Data(canonical=4), NOISY, "auto")
         require_same_bits(tensors(Path(out)), expected)
     out = str(tmp_path / "data, one process")
-    train(out, 4, Data(canonical=4))
+    train(out, 4, Data(canonical=4), NOISY)
     require_same_bits(tensors(Path(out)), expected)
 
 
 @pytest.mark.parametrize("more", [{"optim": AdamW()}, {"precision": Bfloat16SR(rounding="kahan")}])
 def test_other_optimisers_and_wider_gradients_too(tmp_path: Path, more: dict[str, Any]) -> None:
-    train(str(tmp_path / "1"), 3, Single(canonical=2), more=more)
-    together(2, train, str(tmp_path / "2"), 3, Data(canonical=2), "none", more)
+    train(str(tmp_path / "1"), 3, Single(canonical=2), NOISY | more)
+    together(2, train, str(tmp_path / "2"), 3, Data(canonical=2), NOISY | more)
     require_same_bits(tensors(tmp_path / "1"), tensors(tmp_path / "2"))
 
 

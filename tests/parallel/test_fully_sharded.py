@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from saved_runs import COMMON, FILES, tensors, train
 from torch import Tensor, nn
 
 from engine import Batch, UsageError, checkpoint, manifest
@@ -16,22 +16,8 @@ from engine.plugins.precision import Bfloat16SR, Fixed, Float64
 from engine.testing import check_strategy, small_run
 from engine.testing.processes import together
 
-SETTINGS = {"batch": 8, "accumulate": 2, "clip": 0.5, "log_every": 1, "ema": 0.9, "precision": Float64()}
-FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors")
-
-
-def train(out: str, steps: int, parallel: Single | Data, more: Any = None, start: str = "none") -> None:
-    run = small_run(Path(out), steps=steps, parallel=parallel, resume=start, **(SETTINGS | (more or {})))
-    run.fit()
-    run.lock.close()
-
-
-def tensors(out: Path) -> dict[str, Tensor]:
-    """Return what the newest checkpoint holds of model, optimiser and average."""
-    newest = manifest.newest_valid(out, print)
-    assert newest is not None
-    _, files = checkpoint.load(newest)
-    return {f"{name}/{key}": files[name][key] for name in FILES for key in files[name]}
+EXACT = {"precision": Float64()}
+ADAM = {**EXACT, "optim": AdamW()}
 
 
 def require_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
@@ -51,25 +37,25 @@ def test_it_keeps_what_a_strategy_promises(world: int) -> None:
 
 def whole_then_sharded_then_whole(out: str) -> None:
     """Train the whole model, go on with it sharded from what that saved, and then with it whole again."""
-    train(out, 2, Data())
-    train(out, 4, Data(sharded=True), start="auto")
-    train(out, 6, Data(), start="auto")
+    train(out, 2, Data(), EXACT)
+    train(out, 4, Data(sharded=True), EXACT, "auto")
+    train(out, 6, Data(), EXACT, "auto")
 
 
 def test_it_trains_as_the_whole_model_does_and_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
-    together(2, train, str(tmp_path / "whole"), 6, Data())
+    together(2, train, str(tmp_path / "whole"), 6, Data(), EXACT)
     together(2, whole_then_sharded_then_whole, str(tmp_path / "mixed"))
     require_close(tensors(tmp_path / "whole"), tensors(tmp_path / "mixed"), 1e-11)
 
 
 def test_what_is_saved_in_parts_is_loaded_whole_in_every_bit(tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    together(4, train, str(out), 2, Data(sharded=True), {"optim": AdamW()})
+    together(4, train, str(out), 2, Data(sharded=True), ADAM)
     saved = tensors(out)
     newest = manifest.newest_valid(out, print)
     assert newest is not None
     assert "model-00002-of-00004.safetensors" in manifest.read(newest)["files"]
-    run = small_run(tmp_path / "single", parallel=Single(), steps=4, resume=str(out), **SETTINGS, optim=AdamW())
+    run = small_run(tmp_path / "single", parallel=Single(), steps=4, resume=str(out), **COMMON | ADAM)
     optimizer, _ = checkpoint.optimizer_state(run.optimizer)
     assert run.average is not None
     loaded = dict(zip(FILES, (run.model.state_dict(), optimizer, run.average.state()), strict=True))
@@ -82,7 +68,7 @@ def test_what_is_saved_in_parts_is_loaded_whole_in_every_bit(tmp_path: Path) -> 
 
 def loads_in_every_bit(out: str, saved: dict[str, Tensor]) -> None:
     """Look whether two processes have, of what four have saved, the right parts."""
-    run = small_run(Path(f"{out} again"), parallel=Data(sharded=True), steps=4, resume=out, **SETTINGS, optim=AdamW())
+    run = small_run(Path(f"{out} again"), parallel=Data(sharded=True), steps=4, resume=out, **COMMON | ADAM)
     state, _ = checkpoint.optimizer_state(run.optimizer)
     held = checkpoint.optimizer_pieces(run.optimizer, state, run.strategy.pieces, run.strategy.leads)
     found = {f"{FILES[0]}/{n}": p for n, p in run.strategy.pieces(run.model.state_dict()).items()}

@@ -30,7 +30,7 @@ def test_it_keeps_what_a_strategy_promises(world: int, options: Hybrid) -> None:
     together(world, check_strategy, options)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_gradients_are_those_of_one_process_on_the_global_batch(world: int) -> None:
     for rank in together(world, hybrid_cases.gradients, torch.float64):
         for options, *errors in rank:

@@ -10,6 +10,7 @@ import apart
 import pytest
 import torch
 from apart import EXACT, SPOILT, PlainSGD
+from told import Told
 
 from engine.plugins.parallel import Data, LocalSGD, Single
 from engine.testing import check_strategy, small_run, together
@@ -110,13 +111,15 @@ def test_a_resume_goes_on_as_if_nothing_had_been(both):
 def test_what_is_saved_while_they_are_apart_is_their_mean_to_everybody_else(both, folder, tmp_path):
     (one, loss), (other, _) = (ranks["saved"] for ranks in both)
     assert not same(one, other)
-    scores = apart.Scores()
+    told = Told()
     saved = str(folder / "saved/checkpoints/step-00000007")
-    run = small_run(tmp_path, parallel=Single(), steps=9, resume=saved, observe={"scores": scores})
+    run = small_run(tmp_path, parallel=Single(), steps=9, resume=saved, observe={"told": told})
     for name, value in run.model.state_dict().items():
         torch.testing.assert_close(value, ((one[name] + other[name]) / 2).to(value.dtype))
     run.evaluate()
-    assert scores.losses == pytest.approx(loss, rel=1e-5), "it should be evaluated as their mean too"
+    assert [scalars["test/loss"] for scalars in told.evaluated] == pytest.approx(loss, rel=1e-5), (
+        "it should be evaluated as their mean too"
+    )
     assert run.fit() == "done"
 
 

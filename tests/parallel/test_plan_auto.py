@@ -66,6 +66,7 @@ def test_only_what_may_be_chosen_is_chosen():
 def test_alone_there_is_nothing_to_choose(tmp_path):
     check_strategy(Auto())
     run = small_run(tmp_path, parallel=Auto())
+    assert vars(run.strategy)["_chosen"].length == run.steps, "it is told only after the choice"
     assert run.fit() == "done"
     assert run.strategy.describe() == ""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-PAPER = ["flops=1e12", "memory=100"]
+PAPER = ["flops=1e12", "bandwidth=100"]
 LENET = ["model=lenet", "inputs=[1,28,28]", *PAPER]
 PARAMETERS = 20 * 25 + 20 + 50 * 20 * 25 + 50 + 800 * 500 + 500 + 500 * 10 + 10
 
@@ -72,6 +73,24 @@ def test_the_composed_data_gives_the_shape(engine):
     assert "no linear layer sends fewer bytes split" in out
 
 
+def test_it_says_what_a_plan_leaves_out(engine):
+    for world, missing in ((2, False), (64, True)):
+        _, out, _ = engine(*LENET, f"world={world}", "parallel=hybrid", "parallel.scheme=a")
+        assert "parallel= is not looked at" in out
+        assert ("pipeline: the model has fewer layers than there are processes" in out) == missing
+        assert (f"{4 * world} micro-batches" in out) != missing
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.5, False), (0.7, True), (31.0, True)])
+def test_a_busy_machine_is_told_of_where_it_is_measured(engine, monkeypatch, load, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    _, measured, _ = engine("model=lenet", "inputs=[1,28,28]", "run.batch=8", "world=2")
+    assert (f"this machine is busy (load average {load}, 2 cores)" in measured) == busy
+    _, paper, _ = engine(*LENET, "world=2")
+    assert "busy" not in paper
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -79,7 +98,7 @@ def test_the_composed_data_gives_the_shape(engine):
         (["link=fast"], "link=fast: write a number and its unit, as in link=25Gbit"),
         (["latency=soon"], "latency=soon"),
         (["inputs=[3,224]"], "inputs=[3,224]: give channels, height and width"),
-        (["flops=0", "memory=100"], "give its flops= too"),
+        (["flops=0", "bandwidth=100"], "give its flops= too"),
         (["json=nowhere/plan.json"], "json=nowhere/plan.json"),
         (["share=-1"], "share"),
     ],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine import Batch
+from engine.anatomy import Anatomy
+from engine.freezing import freeze
 from engine.plugins.parallel import Single
 from engine.plugins.precision import Float32, Float64
 from engine.plugins.transfer import NoTransfer
+
+Command = Callable[..., tuple[int, str, str]]
 
 
 def model(dtype: torch.dtype) -> nn.Linear:
@@ -91,6 +97,13 @@ def test_a_precision_computes_in_its_type_throughout(options: Float32 | Float64,
     assert precision.state() == {}
 
 
+def test_several_processes_are_refused_in_a_line(engine: Command) -> None:
+    code, out, error = engine("train", "parallel.processes=2")
+    assert (code, out) == (2, "")
+    expected = "engine: parallel.processes=2: parallel=single is one process; choose parallel=data, or another"
+    assert error.splitlines() == [expected]
+
+
 def test_float64_reaches_float64_accuracy() -> None:
     precision = Float64().build()
     converted = precision.convert(model(torch.float32))
@@ -105,5 +118,6 @@ def test_without_transfer_everything_trains_in_one_stage() -> None:
     [stage] = plan.stages(100)
     assert stage.steps == 100
     network = model(torch.float32)
-    plan.prepare(network, stage)
+    anatomy = Anatomy(lambda outputs: network, 6, (1, 1, 6))
+    freeze(network, plan.factors(network, anatomy, stage))
     assert all(parameter.requires_grad for parameter in network.parameters())

@@ -1,15 +1,12 @@
 """The strategy: each process computes its samples' convolutions, and its part of every split layer for all samples."""
 
-# Annotations are not postponed here: torch looks at those of a communication hook.
+from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import GradBucket
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +17,7 @@ from engine.distributed.together import Together, average_, require_same
 from engine.interfaces import Precision
 from engine.pieces import Piece
 
+from ..communication import Buckets, Whole, distributed, settle_buckets
 from .choosing import Setting
 from .heads import Calls, Head
 from .layers import SplitLinear, whole
@@ -111,17 +109,7 @@ class HybridParallel(Together):
     def _summing(self, model: nn.Module, parameters: Iterable[Tensor]) -> nn.Module:
         if self.world == 1 or not list(parameters):
             return model
-        with warnings.catch_warnings():  # its new name came with torch 2.13, and does something else
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            network = DistributedDataParallel(
-                model, bucket_cap_mb=self._bucket_mb, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        network.register_comm_hook(None, self._sum)
-        return network
-
-    def _sum(self, state: None, bucket: GradBucket) -> Future[Tensor]:
-        pending = self.group.begin_all_reduce(bucket.buffer(), "gradients")
-        return pending.work.get_future().then(lambda done: done.value()[0])
+        return distributed(model, Buckets(self.group, Whole()).hook, self._bucket_mb)
 
     def _send(self, parameter: Tensor) -> None:
         """Begin to sum a part's gradient over its replicas, once it is complete."""
@@ -130,10 +118,16 @@ class HybridParallel(Together):
             self._sent.append(self.placed.replicas.begin_all_reduce(parameter.grad, "gradients"))
 
     def prepare(self, optimizer: torch.optim.Optimizer, key: Key) -> None:
-        """Take up the optimiser, for updates after each pass, and the key of dropout's masks."""
+        """Take up the optimiser, for updates after each pass, and the key of dropout's masks; settle the buckets."""
         self._optimizer, self._key = optimizer, key
         for name, dropout in self.placed.dropouts.items():
             dropout.key = key.at("dropout", name)
+        if self._network is None:
+            return
+        with self.group.traffic.uncounted():
+            self._tell(torch.arange(self.example[0]))
+            _require_reached(settle_buckets(self._network, self.example, self.precision, self.group))
+        self.placed.now.own = self.placed.now.everybody = None
 
     def forward_backward(self, loss_of: Callable[..., Tensor], batches: Sequence[Batch], weight: Tensor) -> Tensor:
         """Run each micro-batch forward and backward; gradients are sent with the last."""
@@ -223,12 +217,7 @@ class HybridParallel(Together):
     def _complete(self) -> None:
         """Have gradients complete that nobody has summed yet, and statistics the same everywhere."""
         self._wait()
-        unused = [name for name, p in self.replicated.items() if p.grad is None and self.world > 1]
-        if unused:
-            raise UsageError(
-                f"parallel=hybrid: no gradient reaches {', '.join(unused[:4])}{' and others' * (len(unused) > 4)}: "
-                "take them out of the model, or freeze them"
-            )
+        _require_reached([name for name, p in self.replicated.items() if p.grad is None and self.world > 1])
         gradients = [p.grad for p in self._beside if p.grad is not None]
         if gradients and self.world > 1:
             flat = self.group.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), "gradients")
@@ -285,3 +274,11 @@ class HybridParallel(Together):
     def describe(self) -> str:
         """Return how processes are connected, and which layers are split."""
         return "\n".join(filter(None, [super().describe(), self.placed.describe()]))
+
+
+def _require_reached(unused: Sequence[str]) -> None:
+    if unused:
+        raise UsageError(
+            f"parallel=hybrid: no gradient reaches {', '.join(unused[:4])}{' and others' * (len(unused) > 4)}: "
+            "take them out of the model, or freeze them"
+        )

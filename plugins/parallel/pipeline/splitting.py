@@ -8,23 +8,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from engine import UsageError
+from engine.cutting import ends_of, graph_of, module_of, steps_of
 
 PASSING = 8  # multiplications that one element of an output counts for, beside those that make it
-
-
-class Layers(fx.Tracer):
-    """Takes torch's own modules, and those without any inside, as they are."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one step of the graph."""
-        whole = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
-        return whole or next(m.children(), None) is None
 
 
 @dataclass
@@ -46,28 +39,14 @@ class Segments:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        try:
-            self._graph = Layers().trace(model)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split("\n")[0].split())
-            raise UsageError(
-                f"parallel=pipeline: {type(model).__name__}'s forward pass depends on its numbers, so it cannot be cut "
-                f"({reason}): choose another strategy"
-            ) from error
+        self._graph = graph_of(model, "parallel=pipeline", "choose another strategy")
         self.parts = self._joined(self._cut())
 
     def _cut(self) -> list[Segment]:
         """Return the shortest segments."""
-        nodes = [node for node in self._graph.nodes if node.op != "get_attr"]
-        place = {node: number for number, node in enumerate(nodes)}
-        last_use = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
-        segments, begin = [], 0
-        for number, node in enumerate(nodes[:-1]):
-            needed = [before for before in nodes[: number + 1] if last_use[before] > number]
-            if needed == [node] and node.op != "placeholder":
-                segments.append(Segment(nodes[begin : number + 1]))
-                begin = number + 1
-        return [*segments, Segment(nodes[begin:])]
+        nodes = steps_of(self._graph)
+        ends = [end + 1 for end in ends_of(nodes)]
+        return [Segment(nodes[begin:end]) for begin, end in pairwise([0, *ends, len(nodes)])]
 
     def _joined(self, segments: list[Segment]) -> list[Segment]:
         """Return segments that all have parameters, what has none with the one before."""
@@ -131,19 +110,7 @@ class Segments:
 
     def module(self, segment: Segment, first: bool, last: bool) -> fx.GraphModule:
         """Return what computes a segment, of the model's own layers, under their names."""
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-
-        def copy_of(node: fx.Node) -> fx.Node:
-            if node not in copies:
-                copies[node] = graph.node_copy(node) if node.op == "get_attr" else graph.placeholder("received")
-            return copies[node]
-
-        for node in segment.nodes:
-            copies[node] = graph.node_copy(node, copy_of)
-        if segment.nodes[-1].op != "output":
-            graph.output(copies[segment.nodes[-1]])
-        return fx.GraphModule(self._model, graph)
+        return module_of(self._model, segment.nodes)
 
 
 def balanced(costs: Sequence[float], count: int) -> list[int]:

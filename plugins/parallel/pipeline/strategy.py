@@ -16,6 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.utils import get_total_norm
 
 from engine import Batch, UsageError
+from engine.backward import one_by_one
 from engine.distributed.group import size_of
 from engine.distributed.together import Together
 from engine.interfaces import Piece, Precision
@@ -87,12 +88,7 @@ class PipelineParallel(Together):
         """Pass all parts of all micro-batches through this stage, forward and backward; return their loss if known."""
         parts = [part for batch in batches for part in self._cut(batch)]
         if self.stages == 1:
-            total = torch.zeros_like(weight)
-            for index, part in enumerate(parts):
-                loss = loss_of(part, index)
-                torch.autograd.backward(loss, weight)
-                total = total + loss.detach()
-            return total
+            return one_by_one(loss_of, parts, weight)
         images = parts[0].images
         place = (len(parts), images.shape, images.dtype)
         if place not in self._lines:

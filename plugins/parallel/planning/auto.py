@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 
-from engine import UsageError
+from engine import Key, UsageError
 from engine.distributed import current
 from engine.interfaces import Precision, Strategy
 
@@ -42,6 +43,7 @@ class Automatic:
     capturable = False
     example = (0, 0, 0, 0)
     precision: Precision | None = None
+    length = 0
 
     def __init__(self, schemes: Sequence[str]) -> None:
         self._schemes = schemes
@@ -63,6 +65,11 @@ class Automatic:
         for name in TOLD:
             setattr(self._chosen, name, getattr(self, name))
         return self._chosen.shard(model)
+
+    def prepare(self, optimizer: torch.optim.Optimizer, key: Key) -> None:
+        """Hand on what the engine has told since ``shard``, too."""
+        self._chosen.length = self.length
+        self._chosen.prepare(optimizer, key)
 
     def _decide(self, model: nn.Module) -> Strategy:
         began = time.perf_counter()

@@ -21,6 +21,8 @@ from .measure import measure_machine
 from .prediction import Case, chosen, predictions
 from .report import as_json, report
 
+MOST_BUSY = 0.3  # of the cores: with more, measured seconds are of no use
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -35,6 +37,7 @@ def plan(session: Session) -> None:
     began = time.perf_counter()
     model, (batch, *images), precision = composed_model(session, job.inputs, job.classes)
     share = job.share or ceil(batch / job.world)
+    busy = "" if job.flops else busy_with(os.getloadavg()[0], os.cpu_count() or 1)  # with what others do: look before
     with explained(images), precision.forward():
         layers = layers_of(model, images)
         machine = _machine(job, model, layers, images, share)
@@ -42,26 +45,37 @@ def plan(session: Session) -> None:
     made = predictions(case)
     pick = chosen(made)
     print(f"{job.world} processes, {share} samples each: a batch of {case.setting.batch}; link {job.link}")
-    print(f"machine: {machine.flops / 1e9:.4g} GFLOP/s, {machine.bandwidth / 1e9:.4g} GB/s, {_origin(job)}\n")
+    print(f"machine: {machine.flops / 1e9:.4g} GFLOP/s, {machine.bandwidth / 1e9:.4g} GB/s, {_origin(job)}")
+    print(busy + "\n" if busy else "")
     print(report(case, made, pick))
     print(f"planned in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     if job.json:
         _write(job.json, json.dumps(as_json(case, made, pick), indent=1) + "\n")
 
 
+def busy_with(load: float, cores: int) -> str:
+    """Return a line on a machine whose cores have other work, of which so many wait for one on average; else ""."""
+    if load <= MOST_BUSY * cores:
+        return ""
+    return (
+        f"this machine is busy (load average {load:.1f}, {cores} cores), so all seconds are wrong; bytes are not: plan "
+        "again when it is idle, or give flops= and bandwidth="
+    )
+
+
 def _check(job: Plan) -> None:
     if job.inputs and (len(job.inputs) != 3 or min(job.inputs) < 1):
         given = ",".join(map(str, job.inputs))
         raise UsageError(f"inputs=[{given}]: give channels, height and width of the images, as in inputs=[3,224,224]")
-    if job.memory and not job.flops:
-        raise UsageError("memory= is of a machine on paper: give its flops= too, or neither, to measure this one")
+    if job.bandwidth and not job.flops:
+        raise UsageError("bandwidth= is of a machine on paper: give its flops= too, or neither, to measure this one")
     if job.json and (Path(job.json).is_dir() or not os.access(Path(job.json).absolute().parent, os.W_OK)):
         raise UsageError(f"json={job.json} cannot be written: name a file in an existing folder")
 
 
 def _machine(job: Plan, model: nn.Module, layers: list[PlannedLayer], images: list[int], share: int) -> Machine:
     if job.flops:
-        return Machine(job.flops, 1e9 * job.memory or job.flops / FLOPS_PER_BYTE)
+        return Machine(job.flops, 1e9 * job.bandwidth or job.flops / FLOPS_PER_BYTE)
     return measure_machine(model, layers, images, share)
 
 

@@ -82,6 +82,8 @@ def report(case: Case, made: Sequence[Prediction], pick: Prediction) -> str:
         parts += [choices_table(case, free), "\n".join(rule(case))]
     elif case.setting.world > 1:
         parts.append("hybrid: the model has no linear layer that can be split")
+    if case.setting.world > 1 and not any(one.name == "pipeline" for one in made):
+        parts.append("pipeline: the model has fewer layers than there are processes")
     return "\n\n".join(parts)
 
 
@@ -89,7 +91,8 @@ def notes(made: Sequence[Prediction]) -> str:
     """Return what the columns are."""
     return (
         "MB (10^6 bytes) are those that a process sends in a step. step s: all communication behind computing, and "
-        "none of it; the choice (*) goes by the latter, among what computes the gradient of the whole batch."
+        "none of it; the choice (*) goes by the latter, among what computes the gradient of the whole batch. Each "
+        "strategy has its default options: parallel= is not looked at."
         + " 'layer by layer' is the best choice of all, as a bound: no strategy carries it out."
         * (len(made) > 1)
     )
