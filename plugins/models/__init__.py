@@ -1,4 +1,4 @@
-"""Built-in networks: cnn, lenet, mlp, resnet20."""
+"""Built-in networks: small ones, Caffe's, those of the ImageNet papers, and custom, made from a list."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import Model, UsageError, hookimpl, option
+
+from .caffe_options import (
+    NIN,
+    VGG11,
+    VGG13,
+    VGG16,
+    VGG19,
+    AlexNet,
+    Cifar10Full,
+    Cifar10Quick,
+    GoogLeNet,
+    SqueezeNet,
+    ZFNet,
+)
+from .later_options import Custom, InceptionV3, MobileNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,3 +112,15 @@ def engine_options(store: Store) -> None:
     store.add("model", "lenet", LeNet)
     store.add("model", "mlp", MLP)
     store.add("model", "resnet20", ResNet20)
+    for network in (ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, VGG11, VGG13, VGG16, VGG19):
+        store.add("model", network.__name__.lower(), network)
+    store.add("model", "alexnet", AlexNet)
+    store.add("model", "cifar10_full", Cifar10Full)
+    store.add("model", "cifar10_quick", Cifar10Quick)
+    store.add("model", "custom", Custom)
+    store.add("model", "googlenet", GoogLeNet)
+    store.add("model", "inception_v3", InceptionV3)
+    store.add("model", "mobilenet", MobileNet)
+    store.add("model", "nin", NIN)
+    store.add("model", "squeezenet", SqueezeNet)
+    store.add("model", "zfnet", ZFNet)

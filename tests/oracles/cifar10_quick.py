@@ -1,4 +1,4 @@
-"""A plugin with Caffe's own first example of a network, cifar10_quick."""
+"""A plugin with Caffe's cifar10_quick behind the subtraction of a mean image, which Caffe does to the data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from engine import Model, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LAYERS = {"conv1": "1", "conv2": "4", "conv3": "7", "ip1": "11", "ip2": "12"}
-
 
 @dataclass
-class Cifar10Quick(Model):
-    """Caffe's cifar10_quick; takes red, green, blue from 0 to 1, and has the mean image in it."""
+class LessMean(Model):
+    """model=cifar10_quick with the mean image in it; takes red, green, blue from 0 to 1."""
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         """Make the network."""
         import torch
         from torch import nn
 
-        class LessMean(nn.Module):
+        from engine.plugins.models import Cifar10Quick
+
+        class Subtraction(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.register_buffer("mean", torch.zeros(inputs))
@@ -32,12 +32,7 @@ class Cifar10Quick(Model):
             def forward(self, images: Tensor) -> Tensor:
                 return 255 * images - self.mean
 
-        return nn.Sequential(
-            LessMean(), nn.Conv2d(inputs[0], 32, 5, padding=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(),
-            nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.AvgPool2d(3, 2, ceil_mode=True),
-            nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.AvgPool2d(3, 2, ceil_mode=True),
-            nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, outputs),
-        )  # fmt: skip
+        return nn.Sequential(Subtraction(), Cifar10Quick().build(inputs, outputs))
 
 
 def state_of(weights: dict[str, list[np.ndarray]], mean: np.ndarray) -> dict[str, Tensor]:
@@ -50,12 +45,12 @@ def state_of(weights: dict[str, list[np.ndarray]], mean: np.ndarray) -> dict[str
     state = {"0.mean": torch.from_numpy(mean.astype(np.float32))}
     for layer, (weight, bias) in weights.items():
         inner = layer.startswith("ip")
-        state[f"{LAYERS[layer]}.weight"] = torch.from_numpy(weight.reshape(weight.shape[2:] if inner else weight.shape))
-        state[f"{LAYERS[layer]}.bias"] = torch.from_numpy(bias.reshape(-1))
+        state[f"1.{layer}.weight"] = torch.from_numpy(weight.reshape(weight.shape[2:] if inner else weight.shape))
+        state[f"1.{layer}.bias"] = torch.from_numpy(bias.reshape(-1))
     return state
 
 
 @hookimpl
 def engine_options(store):
     """Register the network."""
-    store.add("model", "cifar10_quick", Cifar10Quick)
+    store.add("model", "quick_less_mean", LessMean)

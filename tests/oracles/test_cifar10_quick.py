@@ -23,7 +23,7 @@ def test_it_tests_as_caffe_logged(engine, plugin, real_data, tmp_path, iteration
     save_file(state_of(read_weights(path), mean), tmp_path / "quick.safetensors")
     plugin("cifar10_quick")
     code, told, said = engine(
-        "evaluate", "checkpoint=quick.safetensors", "data=cifar10", f"data.root={data}", "model=cifar10_quick",
+        "evaluate", "checkpoint=quick.safetensors", "data=cifar10", f"data.root={data}", "model=quick_less_mean",
         "augment=[]", "run.batch=100", "run.device=cpu", "run.channels_last=true",
     )  # fmt: skip
     assert code == 0, said

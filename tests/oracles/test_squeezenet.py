@@ -52,9 +52,8 @@ def weights(real_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def evaluate(engine, plugin, weights, tmp_path) -> Callable[..., dict[str, float]]:
+def evaluate(engine, weights, tmp_path) -> Callable[..., dict[str, float]]:
     """Return a function that runs ``engine evaluate`` on the folder "data", and gives the numbers that it prints."""
-    plugin("squeezenet")
 
     def run(*words: str) -> dict[str, float]:
         code, told, said = engine(
