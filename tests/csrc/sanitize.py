@@ -62,6 +62,13 @@ def rounding() -> Path:
     return program("rounding", [*own, on_gpu, *by_instruction_set("rounding")], MEMORY)
 
 
+def responses() -> Path:
+    """Return the program of local response normalisation."""
+    own = [Source(ROOT / "csrc/cpu/lrn.cpp"), Source(ROOT / "tests/csrc/responses.cpp", ON_HOST)]
+    on_gpu = Source(ROOT / "csrc/cuda/lrn/lrn.cu", ON_HOST)
+    return program("responses", [*own, on_gpu, *by_instruction_set("lrn")], MEMORY)
+
+
 def binary() -> Path:
     """Return the program of networks of one bit."""
     own = [Source(ROOT / name) for name in ("csrc/cpu/binary.cpp", "tests/csrc/binary_networks.cpp")]
@@ -105,7 +112,7 @@ def cuda_binary(sanitizers: Sequence[str] = MEMORY, name: str = "binary-cuda") -
 
 PROGRAMS = {
     "cpu": cpu, "cuda": cuda, "races": races, "images": images, "images-races": image_races, "rounding": rounding,
-    "binary": binary, "binary-cuda": cuda_binary,
+    "binary": binary, "binary-cuda": cuda_binary, "responses": responses,
 }  # fmt: skip
 
 

@@ -120,8 +120,10 @@ def test_many_shapes_under_the_sanitizers(program: str, shapes: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("program", "told"), [("rounding", "400 tensors"), ("binary", "400 shapes")])
-def test_many_kernels_of_few_bits_under_the_sanitizers(program: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "told"), [("rounding", "400 tensors"), ("binary", "400 shapes"), ("responses", "400 images")]
+)
+def test_many_other_kernels_under_the_sanitizers(program: str, told: str) -> None:
     result = sanitize.run(sanitize.PROGRAMS[program](), "400", "1", capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert told in result.stdout

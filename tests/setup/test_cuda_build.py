@@ -244,7 +244,7 @@ def test_what_the_real_nvcc_builds_loads_without_a_gpu(machine: Machine) -> None
     # A compiler of two words compiles engine._cpu alone; nvcc takes the one that it finds.
     settings = {"CXX": f"/bin/sh {machine.compiler}", "PATH": os.environ["PATH"], "ENGINE_CUDA": "1"}
     told = machine.told(**settings, ENGINE_CUDA_ARCHS="90", CXXFLAGS="-O0 -Wp,-DFROM_CXXFLAGS", LDFLAGS="-Wl,-z,now")
-    assert re.search(r"^8 sources, nvcc \d+\.\d+, sm_90 and PTX of the last", told)
+    assert re.search(r"^10 sources, nvcc \d+\.\d+, sm_90 and PTX of the last", told)
     program = (
         "import importlib.util as util, sys\n"
         "spec = util.spec_from_file_location('engine._cuda', sys.argv[1])\n"
