@@ -30,7 +30,7 @@ class Train(Job):
 class Evaluate(Job):
     """Measure a trained model on the test split."""
 
-    checkpoint: str = option("", "run or checkpoint folder, or a state dict in a .pt, .pth, .th or .safetensors file")
+    checkpoint: str = option("", "run or checkpoint folder, or weights: .pt, .pth, .th, .safetensors, .caffemodel")
 
     def build(self) -> Callable[[Session], None]:
         """Return the job."""
@@ -52,13 +52,17 @@ class Plugins(Job):
 
 @dataclass
 class Explain(Job):
-    """Print the composed configuration with the origin of every value."""
+    """Print the composed configuration with the origin of every value; with a transfer, what trains and how fast."""
+
+    parameters: bool = option(False, "what trains and how fast, also for transfer=none")
+    inputs: list[int] = option([], "for that: channels, height, width of the images, as [3,32,32]; opens no data then")
+    classes: int = option(10, "classes of these images", at_least=1)
 
     def build(self) -> Callable[[Session], None]:
         """Return the job."""
         from .explain import explain
 
-        return explain
+        return lambda session: explain(session, self.parameters, self.inputs, self.classes)
 
 
 @dataclass

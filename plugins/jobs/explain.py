@@ -1,4 +1,4 @@
-"""``engine explain``: the composed configuration, value by value, with the origin of each."""
+"""``engine explain``: the composed configuration, value by value, with the origin of each; and what trains."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ if TYPE_CHECKING:
     from engine.session import Origin, Session
 
 
-def explain(session: Session) -> None:
-    """Print one line for each option and choice: key, value, origin."""
+def explain(session: Session, parameters: bool, inputs: Sequence[int], classes: int) -> None:
+    """Print one line for each option and choice: key, value, origin; then for each parameter, if there is a transfer.
+
+    parameters: also if there is none. inputs, classes: of images to make the model for; none: the composed data's.
+    Raises UsageError where the model cannot be made for them, or its first weights do not fit.
+    """
     print("\n\n".join("\n".join(block) for block in blocks(session.origins())))
+    if parameters or session.choices.get("transfer", "none") != "none":
+        from .parameters import tables
+
+        for lines in tables(session, inputs, classes):
+            print("\n" + "\n".join(lines))
 
 
 def blocks(origins: Sequence[Origin]) -> Iterator[list[str]]:

@@ -38,7 +38,7 @@ def blocks() -> Iterator[dict[str, Any]]:
 
 def test_every_group_has_an_example_or_a_check(blocks):
     groups = {c.group for c in blocks.values() if isinstance(c, type) and issubclass(c, Component) and c.group}
-    assert groups | {"parallel", "transfer"} == set(GROUPS)
+    assert groups | {"parallel"} == set(GROUPS)
 
 
 def test_the_whole_plugin_registers(blocks):

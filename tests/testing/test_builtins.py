@@ -26,6 +26,7 @@ from engine.testing import (
     check_precision,
     check_source,
     check_strategy,
+    check_transfer,
 )
 
 CHECKS: dict[str, Callable[..., None]] = {
@@ -36,6 +37,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "precision": check_precision,
     "marginalize": check_marginalization,
     "observe": check_observer,
+    "transfer": check_transfer,
 }
 
 # Settings besides the defaults that take another path through a component.
@@ -71,6 +73,9 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "marginalize=ten_crop": [{"crop": 5}],
     "parallel=single": [{"canonical": 1}],
     "parallel=pipeline": [{"microbatches": 1}],
+    "transfer=last_k": [{"layers": 1}, {"layer_decay": 0.5}],
+    "transfer=full": [{"lr": ["0:0"]}],
+    "transfer=staged": [{"patience": 1}],
     "observe=tensorboard": [{"histograms": 1, "images": 2}],
     "observe=profile": [{"wait": 0, "warmup": 1, "record": 2}],
 }
