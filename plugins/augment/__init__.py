@@ -21,15 +21,15 @@ from .geometry_options import (
     Resize,
 )
 from .mixing_options import CutMix, Mixup, RandAugment
-from .pixel_options import ColorJitter, Cutout, GaussianNoise, Lighting, Normalize, RandomErasing
+from .pixel_options import ChannelOrder, ColorJitter, Cutout, GaussianNoise, Lighting, Normalize, RandomErasing
 
 if TYPE_CHECKING:
     from engine.registry import Store
 
 __all__ = [
-    "Affine", "AlternatingFlip", "CenterCrop", "ColorJitter", "CutMix", "Cutout", "Flip", "GaussianNoise", "Lighting",
-    "Mixup", "Normalize", "PadCrop", "RandAugment", "RandomCrop", "RandomErasing", "RandomResizedCrop",
-    "RandomShortestSize", "Resize",
+    "Affine", "AlternatingFlip", "CenterCrop", "ChannelOrder", "ColorJitter", "CutMix", "Cutout", "Flip",
+    "GaussianNoise", "Lighting", "Mixup", "Normalize", "PadCrop", "RandAugment", "RandomCrop", "RandomErasing",
+    "RandomResizedCrop", "RandomShortestSize", "Resize",
 ]  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def engine_options(store: Store) -> None:
     store.add("augment", "flip", Flip)
     store.add("augment", "alternating_flip", AlternatingFlip)
     store.add("augment", "affine", Affine)
+    store.add("augment", "channel_order", ChannelOrder)
     store.add("augment", "color_jitter", ColorJitter)
     store.add("augment", "lighting", Lighting)
     store.add("augment", "gaussian_noise", GaussianNoise)

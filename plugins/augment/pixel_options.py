@@ -12,6 +12,19 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class ChannelOrder(Augment):
+    """Put colours into another order: blue, green, red, as networks of Caffe's take them; gives float32."""
+
+    order: str = option("bgr", "order of the channels", choices=("bgr", "brg", "gbr", "grb", "rbg"))
+
+    def build(self) -> Augmentation:
+        """Make the augmentation."""
+        from .channel_order import Reordering
+
+        return Reordering(self.order)
+
+
+@dataclass
 class ColorJitter(Augment):
     """Change brightness, contrast, saturation and hue at random, in random order."""
 

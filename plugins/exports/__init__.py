@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Export(Job):
     """Write a trained network into a file at out= for use elsewhere: packed bits, ONNX, torch.export, tensors."""
 
-    checkpoint: str = option("", "run or checkpoint folder, or a state dict in a .pt, .pth, .th or .safetensors file")
+    checkpoint: str = option("", "run or checkpoint folder, or weights: .pt, .pth, .th, .safetensors, .caffemodel")
     format: str = option(
         "torch_export", "form of the file: binary packs a network of one bit; the others take any network",
         choices=("binary", "onnx", "state_dict", "torch_export"),
