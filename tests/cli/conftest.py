@@ -23,7 +23,7 @@ from engine.session import Session
 SESSIONS: list[Session] = []
 
 
-def probe(session: Session) -> None:
+def gauge(session: Session) -> None:
     """Remember the session, then end as ``mode`` says."""
     SESSIONS.append(session)
     mode = session.options.job.mode
@@ -40,7 +40,7 @@ def probe(session: Session) -> None:
 
 
 @dataclass
-class Probe(Job):
+class Gauge(Job):
     """Remember what it was given."""
 
     keeps_output: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class Probe(Job):
     level: int = option(1, "a number")
 
     def build(self) -> Callable[[Session], None]:
-        return probe
+        return gauge
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Glance(Job):
     mode: str = option("fine", "how it ends")
 
     def build(self) -> Callable[[Session], None]:
-        return probe
+        return gauge
 
 
 @dataclass
@@ -86,7 +86,7 @@ class ByLayer(Optim):
 
 @hookimpl
 def engine_options(store) -> None:
-    store.add("job", "probe", Probe)
+    store.add("job", "gauge", Gauge)
     store.add("job", "glance", Glance)
     store.add("augment", "blend", Blend)
     store.add("data", "needy", Needy)

@@ -22,8 +22,8 @@ def complete(registry):
 def test_jobs_come_first(complete):
     assert complete("engine tr") == ["train", "transfer="]
     assert complete("engine ev") == ["evaluate", "evaluate."]
-    assert {"train", "probe", "augment=", "augment.", "run.", "out=", "experiment="} <= set(complete("engine "))
-    assert "train" not in complete("engine probe ")
+    assert {"train", "gauge", "augment=", "augment.", "run.", "out=", "experiment="} <= set(complete("engine "))
+    assert "train" not in complete("engine gauge ")
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,13 @@ def test_jobs_come_first(complete):
         ("engine train augment=[flip,b", ["[flip,blend"]),
         ("engine train -m augment=[flip],[f", ["[flip],[flip"]),
         ("engine train augment=[flip]", []),
-        ("engine train experiment=", ["cifar_resnet20", "low_precision", "mnist"]),
+        (
+            "engine train experiment=",
+            ["cifar_resnet20", "imagenet_alexnet", "imagenet_resnet50", "low_precision", "mnist"],
+        ),
         ("engine train run.compile=", ["false", "true"]),
         ("engine train run.nonfinite=s", ["stop", "skip"]),
-        ("engine probe mode=mi", ["mistake"]),
+        ("engine gauge mode=mi", ["mistake"]),
         ("engine train run.epochs=", ["20"]),
         ("engine train run.evaluate_every=", []),
         ("engine train nothing=", []),
@@ -73,7 +76,7 @@ def test_an_experiments_choices_count(complete):
 def test_fields_of_the_job(complete):
     assert complete("engine evaluate check") == ["checkpoint="]
     assert complete("engine train check") == []
-    assert complete("engine probe lev") == ["level="]
+    assert complete("engine gauge lev") == ["level="]
 
 
 def test_files(complete, tmp_path, monkeypatch):

@@ -12,14 +12,14 @@ from engine.errors import EXIT_CRASHED, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 from engine.options import GROUPS
 
 DEFAULTS = {
-    "job": "probe", "data": "digits", "augment": ["normalize"], "model": "cnn", "loss": "cross_entropy",
+    "job": "gauge", "data": "digits", "augment": ["normalize"], "model": "cnn", "loss": "cross_entropy",
     "optim": "sgd", "schedule": "onecycle", "kernels": "native", "parallel": "single", "precision": "float32",
     "transfer": "none", "marginalize": [], "observe": ["progress", "tensorboard", "csv"],
 }  # fmt: skip
 
 
 def test_the_defaults(engine, registry):
-    session = engine("probe").session
+    session = engine("gauge").session
     assert session.choices == DEFAULTS
     for group, names in session.choices.items():
         value = getattr(session.options, group)
@@ -31,13 +31,13 @@ def test_the_defaults(engine, registry):
     assert (session.overrides, session.sweep) == ([], False)
 
 
-@pytest.mark.parametrize("argv", [["probe", "level=7"], ["job=probe", "level=7"], ["level=7", "job=probe"]])
+@pytest.mark.parametrize("argv", [["gauge", "level=7"], ["job=gauge", "level=7"], ["level=7", "job=gauge"]])
 def test_fields_of_a_job_need_no_prefix(engine, argv):
     assert engine(*argv).session.options.job.level == 7
 
 
 def test_lists_keep_their_order_and_may_be_empty(engine):
-    session = engine("probe", "augment=[normalize,blend,flip]", "augment.blend.alpha=0.4", "observe=[]").session
+    session = engine("gauge", "augment=[normalize,blend,flip]", "augment.blend.alpha=0.4", "observe=[]").session
     assert list(session.options.augment) == ["normalize", "blend", "flip"]
     assert session.options.augment["blend"].alpha == 0.4
     assert session.options.observe == {}
@@ -46,18 +46,18 @@ def test_lists_keep_their_order_and_may_be_empty(engine):
 
 
 def test_one_name_may_stand_for_a_list(engine):
-    assert engine("probe", "augment=blend").session.choices["augment"] == ["blend"]
+    assert engine("gauge", "augment=blend").session.choices["augment"] == ["blend"]
 
 
 def test_a_preset_of_a_group(engine):
-    session = engine("probe", "augment=cifar", "augment.pad_crop.padding=2").session
+    session = engine("gauge", "augment=cifar", "augment.pad_crop.padding=2").session
     assert session.choices["augment"] == ["pad_crop", "flip", "normalize"]
     assert session.options.augment["pad_crop"].padding == 2
 
 
 def test_the_cifar_experiment_is_the_papers(engine):
     # He et al. 2015, section 4.2: 0.1, divided by 10 at 32k and 48k of 64k iterations, batch 128, decay 1e-4.
-    options = engine("probe", "experiment=cifar_resnet20", "data.root=/x").session.options
+    options = engine("gauge", "experiment=cifar_resnet20", "data.root=/x").session.options
     assert (options.optim.lr, options.optim.momentum, options.optim.weight_decay) == (0.1, 0.9, 1e-4)
     assert (options.run.steps, options.run.batch) == (64_000, 128)
     assert [m * options.run.steps for m in options.schedule.milestones] == [32_000, 48_000]
@@ -67,11 +67,11 @@ def test_the_cifar_experiment_is_the_papers(engine):
 
 def test_typed_epochs_win_over_the_steps_of_an_experiment(engine):
     experiment = ["experiment=cifar_resnet20", "data.root=/x"]
-    session = engine("probe", *experiment, "run.epochs=1").session
+    session = engine("gauge", *experiment, "run.epochs=1").session
     assert (session.options.run.epochs, session.options.run.steps) == (1, None)
     assert session.overrides == [*experiment, "run.epochs=1"]
-    assert engine("probe", *experiment, "run.epochs=1", "run.steps=5").session.options.run.steps == 5
-    assert engine("probe", *experiment, "run.batch=7").session.options.run.steps == 64000
+    assert engine("gauge", *experiment, "run.epochs=1", "run.steps=5").session.options.run.steps == 5
+    assert engine("gauge", *experiment, "run.batch=7").session.options.run.steps == 64000
 
 
 def test_patience_without_evaluations_is_refused(engine):
@@ -82,7 +82,7 @@ def test_patience_without_evaluations_is_refused(engine):
 
 
 def test_overrides_win_over_an_experiment(engine):
-    session = engine("probe", "experiment=mnist", "data.root=/x", "model=cnn", "run.epochs=2").session
+    session = engine("gauge", "experiment=mnist", "data.root=/x", "model=cnn", "run.epochs=2").session
     assert (session.choices["data"], session.choices["model"], session.options.run.epochs) == ("idx", "cnn", 2)
 
 
@@ -110,9 +110,9 @@ def own(tmp_path_factory) -> Path:
 
 
 def test_presets_of_the_users_own(engine, own):
-    session = engine("probe", "--config-dir", str(own), "experiment=good").session
+    session = engine("gauge", "--config-dir", str(own), "experiment=good").session
     assert (session.choices["model"], session.options.run.epochs) == ("lenet", 4)
-    session = engine("probe", "--config-dir", str(own), "model=narrow").session
+    session = engine("gauge", "--config-dir", str(own), "model=narrow").session
     assert (session.choices["model"], session.options.model.width) == ("cnn", 4)
     help = engine("--config-dir", str(own), "--help").out
     assert re.search(r"^ +good +Mine$", help, re.MULTILINE)
@@ -121,7 +121,7 @@ def test_presets_of_the_users_own(engine, own):
 
 def test_a_preset_that_is_no_yaml(engine, own):
     (own / "experiment" / "wrong_yaml.yaml").write_text("run: {epochs: 4")
-    done = engine("probe", "--config-dir", str(own), "experiment=wrong_yaml")
+    done = engine("gauge", "--config-dir", str(own), "experiment=wrong_yaml")
     assert (done.code, done.err.count("\n")) == (EXIT_USAGE, 1)
     assert "experiment/wrong_yaml.yaml cannot be read: " in done.err
 
@@ -139,7 +139,7 @@ def test_a_preset_that_is_no_yaml(engine, own):
     ],
 )
 def test_a_wrong_preset_is_named(engine, own, choice, expected):
-    done = engine("probe", "--config-dir", str(own), choice)
+    done = engine("gauge", "--config-dir", str(own), choice)
     assert done.code == EXIT_USAGE
     assert expected in done.err
     assert done.err.count("\n") == 1
@@ -152,11 +152,11 @@ def test_the_working_directory_does_not_matter(engine, tmp_path):
         (decoy / "__init__.py").write_text("raise RuntimeError('a decoy was imported')\n")
         (decoy / "train.yaml").write_text("run: {epochs: 99}\n")
     (tmp_path / "train.yaml").write_text("run: {epochs: 99}\n")
-    assert engine("probe").session.options.run.epochs == 20
+    assert engine("gauge").session.options.run.epochs == 20
 
 
 def test_the_record_composes_the_same(engine):
-    session = engine("probe", "run.epochs=3", "out=here").session
+    session = engine("gauge", "run.epochs=3", "out=here").session
     record = yaml.safe_load(session.config)
     assert record["run"]["epochs"] == 3
     assert record["out"] == session.options.out == str(session.out)
@@ -164,18 +164,18 @@ def test_the_record_composes_the_same(engine):
 
 
 def test_interpolations_are_kept_in_the_overrides(engine):
-    session = engine("probe", "run.epochs=3", "run.steps=${run.epochs}").session
+    session = engine("gauge", "run.epochs=3", "run.steps=${run.epochs}").session
     assert session.options.run.steps == 3
     assert session.overrides == ["run.epochs=3", "run.steps=${run.epochs}"]
 
 
 def test_cfg_prints_the_configuration(engine, sessions):
-    done = engine("probe", "--cfg", "job", "run.epochs=3")
+    done = engine("gauge", "--cfg", "job", "run.epochs=3")
     assert (done.code, sessions) == (0, [])
     assert yaml.safe_load(done.out)["run"]["epochs"] == 3
-    part = engine("--cfg", "job", "-p", "run", "probe", "run.batch=5", "--resolve")
+    part = engine("--cfg", "job", "-p", "run", "gauge", "run.batch=5", "--resolve")
     assert yaml.safe_load(part.out)["batch"] == 5
-    assert "hydra" in yaml.safe_load(engine("probe", "-c", "hydra").out)
+    assert "hydra" in yaml.safe_load(engine("gauge", "-c", "hydra").out)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +189,12 @@ def test_cfg_prints_the_configuration(engine, sessions):
     ],
 )
 def test_exit_codes(engine, mode, code, line):
-    done = engine("probe", f"mode={mode}")
+    done = engine("gauge", f"mode={mode}")
     assert (done.code, done.err) == (code, line)
 
 
 def test_a_defect_keeps_its_traceback(engine):
     with pytest.raises(ZeroDivisionError, match="a defect") as raised:
-        engine("probe", "mode=defect")
-    assert raised.traceback[-1].name == "probe"
+        engine("gauge", "mode=defect")
+    assert raised.traceback[-1].name == "gauge"
     assert EXIT_CRASHED == 1  # which is how Python ends after an uncaught exception

@@ -82,7 +82,7 @@ def test_plugins(engine, registry, monkeypatch):
     assert done.code == 0
     assert lines[0].split() == ["plugin", "distribution", "version", "supplies"]
     row = next(n for n, line in enumerate(lines) if line.startswith("mixlib "))
-    assert lines[row].split() == ["mixlib", "mixlib-dist", "3.1", "job=probe,glance"]
+    assert lines[row].split() == ["mixlib", "mixlib-dist", "3.1", "job=gauge,glance"]
     assert [line.strip() for line in lines[row + 1 : row + 4]] == ["augment=blend", "data=needy", "optim=by_layer"]
     assert lines[-1] == "not loaded: sorry (sorry-dist 0.1): ImportError: no"
     supplied = done.out.replace(",", " ").replace("=", " ").split()

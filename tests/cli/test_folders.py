@@ -20,7 +20,7 @@ def test_a_new_folder_for_each_run(engine, tmp_path, monkeypatch):
             return datetime(2026, 3, 1, 13, 45, 12)
 
     monkeypatch.setattr(folders, "datetime", Clock)
-    outs = [engine("probe").session.out for _ in range(3)]
+    outs = [engine("gauge").session.out for _ in range(3)]
     assert [out.relative_to(tmp_path).as_posix() for out in outs] == [
         "runs/2026-03-01/13-45-12", "runs/2026-03-01/13-45-12-2", "runs/2026-03-01/13-45-12-3",
     ]  # fmt: skip
@@ -28,12 +28,12 @@ def test_a_new_folder_for_each_run(engine, tmp_path, monkeypatch):
 
 
 def test_the_folder_is_dated(engine, tmp_path):
-    out = engine("probe").session.out.relative_to(tmp_path).as_posix()
+    out = engine("gauge").session.out.relative_to(tmp_path).as_posix()
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", out)
 
 
 def test_a_folder_of_ones_own(engine, tmp_path):
-    session = engine("probe", "out=some/where").session
+    session = engine("gauge", "out=some/where").session
     assert session.out == tmp_path / "some/where"
     assert session.options.out == str(session.out)
     assert session.overrides == []
@@ -41,10 +41,10 @@ def test_a_folder_of_ones_own(engine, tmp_path):
 
 
 def test_a_mistake_leaves_no_empty_folder(engine, tmp_path):
-    engine("probe", "mode=mistake")
+    engine("gauge", "mode=mistake")
     assert [p for p in tmp_path.rglob("*") if p.name.count("-") > 2] == []
     (tmp_path / "mine").mkdir()
-    engine("probe", "mode=mistake", "out=mine")
+    engine("gauge", "mode=mistake", "out=mine")
     assert (tmp_path / "mine").is_dir()
 
 
@@ -54,7 +54,7 @@ def test_other_jobs_leave_nothing_behind(engine, tmp_path, argv):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [["probe"], ["probe", "-m", "run.epochs=1,2"]])
+@pytest.mark.parametrize("argv", [["gauge"], ["gauge", "-m", "run.epochs=1,2"]])
 def test_a_file_in_the_way(engine, tmp_path, sessions, argv):
     (tmp_path / "taken").write_text("mine")
     for out in ("taken", "taken/below"):
@@ -69,6 +69,6 @@ def test_a_file_in_the_way(engine, tmp_path, sessions, argv):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(engine, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    done = engine("probe", "out=locked")
+    done = engine("gauge", "out=locked")
     assert done.code == EXIT_USAGE
     assert "locked cannot hold the run (Permission denied)" in done.err

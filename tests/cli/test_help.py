@@ -66,7 +66,7 @@ def test_help_marks_the_defaults(engine):
 
 
 def test_help_shows_the_fields_of_what_is_chosen(engine):
-    done = engine("probe", "data=needy", "augment=[flip,blend]", "--help")
+    done = engine("gauge", "data=needy", "augment=[flip,blend]", "--help")
     assert "level=1" in done.out
     assert "how it ends [fine, mistake," in done.out
     assert "data.root=(required)" in done.out

@@ -43,7 +43,7 @@ def test_merged(saved, given, expected):
 @pytest.mark.parametrize("path", ["runs/a", "runs/a/checkpoints/step-00000010"])
 def test_resume_composes_the_run_again(engine, checkpoint, tmp_path, path):
     folder = checkpoint(tmp_path / "runs/a", SAVED)
-    done = engine("probe", f"resume={path}", "optim.lr=0.5", "level=3")
+    done = engine("gauge", f"resume={path}", "optim.lr=0.5", "level=3")
     assert done.code == 0, done.err
     session = done.session
     assert (session.choices["model"], session.options.optim.lr, session.options.job.level) == ("lenet", 0.5, 3)
@@ -55,23 +55,23 @@ def test_resume_composes_the_run_again(engine, checkpoint, tmp_path, path):
 
 def test_resume_elsewhere(engine, checkpoint, tmp_path):
     checkpoint(tmp_path / "a run, =odd 'name'", SAVED)
-    session = engine("probe", "resume=\"a run, =odd 'name'\"", "out=b").session
+    session = engine("gauge", "resume=\"a run, =odd 'name'\"", "out=b").session
     assert session.out == tmp_path / "b"
     assert session.choices["model"] == "lenet"
-    assert engine("probe", "resume=\"a run, =odd 'name'\"").session.out == tmp_path / "a run, =odd 'name'"
+    assert engine("gauge", "resume=\"a run, =odd 'name'\"").session.out == tmp_path / "a run, =odd 'name'"
 
 
 def test_the_saved_choice_decides_which_options_there_are(engine, checkpoint, tmp_path):
     checkpoint(tmp_path / "a", ["optim=adamw"])
-    assert engine("probe", "resume=a", "optim.beta1=0.5").session.options.optim.beta1 == 0.5
-    assert "an option of optim=sgd" in engine("probe", "resume=a", "optim.momentum=0.5").err
+    assert engine("gauge", "resume=a", "optim.beta1=0.5").session.options.optim.beta1 == 0.5
+    assert "an option of optim=sgd" in engine("gauge", "resume=a", "optim.momentum=0.5").err
 
 
 def test_a_damaged_checkpoint_is_passed_over(engine, checkpoint, tmp_path):
     older = checkpoint(tmp_path / "a", SAVED, step=10)
     newer = checkpoint(tmp_path / "a", SAVED, step=20)
     (newer / "model.safetensors").write_bytes(b"weight")
-    done = engine("probe", "resume=a")
+    done = engine("gauge", "resume=a")
     assert done.session.options.resume == str(older.relative_to(tmp_path))
     assert "step-00000020" in done.err
     assert "truncated" in done.err
@@ -80,19 +80,19 @@ def test_a_damaged_checkpoint_is_passed_over(engine, checkpoint, tmp_path):
 @pytest.mark.parametrize("path", ["nowhere", "empty"])
 def test_nothing_to_resume(engine, tmp_path, sessions, path):
     (tmp_path / "empty").mkdir()
-    done = engine("probe", f"resume={path}")
+    done = engine("gauge", f"resume={path}")
     assert done.code == EXIT_USAGE
     assert path in done.err
     assert sessions == []
 
 
 def test_auto_with_a_folder(engine, checkpoint, tmp_path):
-    done = engine("probe", "resume=auto", "out=a", "run.epochs=3")
+    done = engine("gauge", "resume=auto", "out=a", "run.epochs=3")
     assert done.session.options.resume == "auto"
     assert done.session.out == tmp_path / "a"
     assert done.err == "engine: resume=auto: no valid checkpoint in a; starting afresh\n"
     folder = checkpoint(tmp_path / "a", ["run.epochs=3"])
-    done = engine("probe", "resume=auto", "out=a")
+    done = engine("gauge", "resume=auto", "out=a")
     assert done.session.options.run.epochs == 3
     assert (tmp_path / done.session.options.resume).samefile(folder)
     assert done.err == "engine: resuming from a/checkpoints/step-00000010\n"
@@ -105,10 +105,10 @@ def test_auto_finds_the_newest_run_with_the_same_overrides(engine, checkpoint, t
     other = checkpoint(runs / "12-00-00", ["run.epochs=4"])
     for age, folder in ((300, older), (200, wanted), (100, other)):
         os.utime(folder, (1e9 - age, 1e9 - age))
-    done = engine("probe", "resume=auto", "optim.lr=1", "run.epochs=3", "level=2")
+    done = engine("gauge", "resume=auto", "optim.lr=1", "run.epochs=3", "level=2")
     assert done.session.out == runs / "11-00-00" / "4"
     assert (tmp_path / done.session.options.resume).samefile(wanted)
-    done = engine("probe", "resume=auto", "optim.lr=2")
+    done = engine("gauge", "resume=auto", "optim.lr=2")
     assert done.session.options.resume == "auto"
     assert "no valid checkpoint in runs/ with these overrides; starting afresh" in done.err
 
@@ -139,14 +139,14 @@ def test_evaluations_swept_over_checkpoints(engine, checkpoint, sessions, tmp_pa
 
 def test_a_length_that_implies_no_steps_finds_its_run_again(engine, checkpoint, tmp_path):
     words = ["experiment=cifar_resnet20", "data.root=/x", "run.epochs=3"]
-    first = engine("probe", *words, "out=runs/day/one").session
+    first = engine("gauge", *words, "out=runs/day/one").session
     assert (first.options.run.epochs, first.options.run.steps, list(first.overrides)) == (3, None, words)
     folder = checkpoint(tmp_path / "runs/day/one", first.overrides)
     for command in ([*words, "resume=auto"], ["resume=runs/day/one"], ["resume=runs/day/one", "run.epochs=4"]):
-        session = engine("probe", *command).session
+        session = engine("gauge", *command).session
         assert (tmp_path / session.options.resume).samefile(folder)
         assert session.options.run.steps is None
-    longer = engine("probe", "resume=runs/day/one", "run.steps=70").session
+    longer = engine("gauge", "resume=runs/day/one", "run.steps=70").session
     assert longer.options.run.steps == 70
 
 
@@ -166,7 +166,7 @@ def used(tmp_path):
 def test_a_folder_in_use_is_not_looked_into(engine, checkpoint, used, sessions, monkeypatch, words):
     folder = checkpoint(used, ["run.epochs=3"])
     (folder / "model.safetensors").unlink()  # as if its owner were removing it
-    done = engine("probe", *words)
+    done = engine("gauge", *words)
     assert done.code == EXIT_USAGE
     assert "in use by process 4321: wait for it" in done.err
     assert done.err.count("\n") == 1
@@ -178,13 +178,13 @@ def test_a_folder_in_use_may_be_explained_and_branched_from(engine, checkpoint, 
     done = engine("explain", "resume=a")
     assert done.code == 0, done.err
     assert ["run.epochs", "3", "override"] in [line.split() for line in done.out.splitlines()]
-    assert engine("probe", "resume=a", "out=b").session.out == tmp_path / "b"
+    assert engine("gauge", "resume=a", "out=b").session.out == tmp_path / "b"
 
 
 def test_a_lock_left_behind_is_nobodys(engine, checkpoint, tmp_path):
     checkpoint(tmp_path / "a", ["run.epochs=3"])
     (tmp_path / "a" / "run.lock").write_text("4321")
-    assert engine("probe", "resume=a").code == 0
+    assert engine("gauge", "resume=a").code == 0
 
 
 def test_a_restored_relative_path_is_pointed_at(engine, checkpoint, registry, monkeypatch, tmp_path):
@@ -193,9 +193,9 @@ def test_a_restored_relative_path_is_pointed_at(engine, checkpoint, registry, mo
     def fails(session):
         raise UsageError("data.root=records: there is no such folder")
 
-    monkeypatch.setattr(registry.entry("job", "probe").options, "build", lambda self: fails)
+    monkeypatch.setattr(registry.entry("job", "gauge").options, "build", lambda self: fails)
     hint = "(data.root=records is restored, relative to the folder that run was started in: add data.root=...)"
-    assert engine("probe", "resume=a").err.endswith(f"there is no such folder {hint}\n")
-    assert hint not in engine("probe", "resume=a", "data.root=records").err
+    assert engine("gauge", "resume=a").err.endswith(f"there is no such folder {hint}\n")
+    assert hint not in engine("gauge", "resume=a", "data.root=records").err
     Path("records").mkdir()
-    assert hint not in engine("probe", "resume=a").err
+    assert hint not in engine("gauge", "resume=a").err
