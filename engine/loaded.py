@@ -53,8 +53,8 @@ class Loaded:
 def loaded(session: Session, checkpoint: str, tell: Callable[[str], None]) -> Iterator[Loaded]:
     """Yield the network that a session composes, with a checkpoint's weights or those of its ``transfer.weights``.
 
-    ``tell`` hears which were read. A head for other classes is no fault. Raises UsageError naming what is missing or does
-    not fit.
+    ``tell`` hears which were read. A head for other classes is no fault. Raises UsageError naming what is missing or
+    does not fit.
     """
     options = session.options
     if not checkpoint and not getattr(options.transfer, "weights", ""):
