@@ -5,7 +5,7 @@ Transfer learning needs to know both of any network, whatever its author calls i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,8 @@ class WeightLayer:
 
     name: the module's. parameters: names of its own, and of the normalisations and slopes behind it. modules: names of
     those that compute, in their order, itself first; those before the network's first layer are before it in its list.
+    A parameter of a module that nobody calls is of the nearest module around it that is: attention computes with its
+    output's matrix itself.
     """
 
     name: str
@@ -48,14 +50,16 @@ class Anatomy:
         A layer is a module that has, of its own, a parameter of two axes or more.
         """
         model = self._made(self._outputs)
-        calls = self._calls(model)
-        starts = [place for place, name in enumerate(calls) if has_weights(model.get_submodule(name))]
+        called = self._calls(model)
+        owners = _owners(model, called)
+        calls = [name for name in called if name in owners or next(model.get_submodule(name).children(), None) is None]
+        starts = [place for place, name in enumerate(calls) if _has_weights(model, owners.get(name, []))]
         if not starts:
             raise UsageError("the model has no layer with filters or a matrix: there is nothing to transfer")
         bounds = [0, *starts[1:], len(calls)]
         pieces = [calls[begin:end] for begin, end in pairwise(bounds)]
         return tuple(
-            WeightLayer(calls[start], tuple(n for name in piece for n in _own(model, name)), tuple(piece))
+            WeightLayer(calls[start], tuple(n for name in piece for n in owners.get(name, [])), tuple(piece))
             for start, piece in zip(starts, pieces, strict=True)
         )
 
@@ -87,7 +91,7 @@ class Anatomy:
 
     @torch.no_grad()
     def _calls(self, model: nn.Module, training: bool = True) -> list[str]:
-        """Return the names of the innermost modules, as they first compute."""
+        """Return the names of the modules, as they first compute."""
         names: dict[str, None] = {}
 
         def note(name: str) -> Callable[..., None]:
@@ -97,8 +101,7 @@ class Anatomy:
             return hook
 
         for name, module in model.named_modules():
-            if next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None:
-                module.register_forward_pre_hook(note(name))
+            module.register_forward_pre_hook(note(name))
         with modes_kept(model):
             model.train(training)
             with _explained("passed through"):
@@ -119,11 +122,22 @@ def _explained(done: str) -> Iterator[None]:
         ) from error
 
 
-def has_weights(module: nn.Module) -> bool:
-    """Return whether a module has, of its own, a parameter of two axes or more: filters or a matrix."""
-    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+def innermost(name: str, modules: Collection[str]) -> str:
+    """Return which of some modules is the innermost around a parameter, or a module; "" is the network itself."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in modules:
+            break
+    return name
 
 
-def _own(model: nn.Module, name: str) -> list[str]:
-    prefix = f"{name}." if name else ""
-    return [prefix + own for own, _ in model.get_submodule(name).named_parameters(recurse=False)]
+def _owners(model: nn.Module, called: Collection[str]) -> dict[str, list[str]]:
+    """Return the names of the parameters by the module that computes with them."""
+    owners: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        owners.setdefault(innermost(name, called), []).append(name)
+    return owners
+
+
+def _has_weights(model: nn.Module, parameters: Sequence[str]) -> bool:
+    return any(model.get_parameter(name).ndim > 1 for name in parameters)

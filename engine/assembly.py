@@ -49,7 +49,7 @@ from engine.rates import Rates
 from engine.registry import Registry, observers
 from engine.run import Run
 from engine.session import Session
-from engine.start import agreed_start, started_again, starting_point, within
+from engine.start import agreed_start, first_weights, started_again, starting_point, within
 from engine.state import restore
 from engine.tables import kernel_table
 from engine.workers import Workers
@@ -81,10 +81,12 @@ def assemble(session: Session, tell: Callable[[str], None] = print) -> Run:
     statistics = build_statistics(options, model, precision, strategy, lambda: loader)
     transfer, anatomy = options.transfer.build(), anatomy_of(options, train, loader.example(), loss)
     pixels = pixels_of(train, augmentations)
-    if start is None:
-        for line in (*transfer.start(model, anatomy), *(transfer.compare(pixels) if pixels else ())):
-            if strategy.leads:
-                tell(line)
+    resumed = start
+    if strategy.follows and type(transfer).start is not Transfer.start:  # then it has to find out by itself
+        resumed = starting_point(resume, out, lambda text: None)
+    for line in first_weights(transfer, model, anatomy, pixels, resumed):
+        if strategy.leads:
+            tell(line)
     require_agreement(options, train, test, model)
     steps = options.run.steps or options.run.epochs * loader.steps_per_epoch
     stages = stages_of(transfer, steps)
@@ -281,7 +283,10 @@ def enter_stage(run: Parts) -> None:
     scaled = run.precision.scale() is not None
     run.guard = Guard(run.model, options.run.nonfinite, run.device, scaled)
     run.metrics = Metrics("train", list(run.loss.metrics), run.device, run.strategy, masked=run.guard.masks)
+    before = run.average  # what the stage before ended with: it is evaluated, and saved as that of this stage
     run.average = WeightAverage(run.model, options.run.ema) if options.run.ema else None
+    if run.average and before:
+        run.average.load(before.state())
     remarks = (run.strategy.describe(), run.memory, kernel_table(rows), huge_pages.remark(), kept_memory.remark())
     run.tables = [text for text in remarks if text]
     if not maskable(run.optimizer):

@@ -11,7 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from engine.errors import UsageError
@@ -24,8 +24,8 @@ SUM = re.compile(r"[0-9a-f]{64}")
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a URL of the kinds that ``fetch`` takes."""
-    return urlsplit(text).scheme in SCHEMES and "://" in text
+    """Return whether a text is a URL of the kinds that ``fetch`` takes, or was to be one."""
+    return text.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
 
 
 def cache_folder() -> Path:
@@ -37,14 +37,15 @@ def fetch(url: str, sha256: str = "", tell: Callable[[str], None] = print, optio
     """Return a file with what ``url`` (http, https or file) holds, of which ``sha256`` is the checksum.
 
     It is kept under its checksum, and looked for there first; file:// is read where it is. ``tell`` hears how a
-    download goes on. Several processes may ask at once: one downloads. Without a checksum only https is trusted, and
-    ``tell`` hears what it is. Nothing is kept of a download that fails. Raises UsageError in one line for no network,
-    another checksum (named as ``option``), or a cache that cannot be written.
+    download goes on. Of several processes that ask at once, one downloads. Without a checksum only https is trusted;
+    every process downloads, one after the other, to the same place, where it is looked for once the checksum, which
+    ``tell`` hears, is given. Nothing is kept of a download that fails. Raises UsageError in one line for an address
+    that is none, no network, another checksum (named as ``option``), or a cache that cannot be written.
     """
     expected = sha256.lower()
     if expected and not SUM.fullmatch(expected):
         raise UsageError(f"{option}={sha256}: a SHA-256 has 64 hexadecimal digits, as sha256sum prints it")
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.scheme == "file":
         return verified(Path(unquote(parts.path)), expected, option)
     if parts.scheme == "http" and not expected:
@@ -63,6 +64,22 @@ def fetch(url: str, sha256: str = "", tell: Callable[[str], None] = print, optio
         raise UsageError(f"{url} cannot be downloaded ({_reason(error)}); try again, or give a local file") from error
     except OSError as error:
         raise UsageError(f"{folder} cannot keep {name} ({_reason(error)}); set XDG_CACHE_HOME elsewhere") from error
+
+
+def _parts(url: str) -> SplitResult:
+    """Return a URL in its parts. Raises UsageError for one that has no host, or signs that a URL has to escape."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  looked at, for it may be no number
+    except ValueError as error:
+        raise UsageError(f"{url} is no address ({error}); check it") from error
+    if parts.scheme != "file":
+        if not parts.hostname:
+            raise UsageError(f"{url} is no address (it names no host); check it")
+        if not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
+            escaped = quote(url, safe="%/:?#[]@!$&'()*+,;=~")
+            raise UsageError(f"{url} has signs that an address has to escape: give {escaped}")
+    return parts
 
 
 def verified(path: Path, sha256: str, option: str = "sha256") -> Path:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from engine.anatomy import Anatomy, WeightLayer
+from engine.anatomy import Anatomy, WeightLayer, innermost
 from engine.layers import stochastic_layers
 
 
@@ -68,8 +68,8 @@ def frozen_prefix(anatomy: Anatomy, trains: Collection[str]) -> list[str]:
 
 
 def owned(layer: WeightLayer, module: str) -> list[str]:
-    """Return those of a layer's parameters that a module has of its own."""
-    return [name for name in layer.parameters if name.rpartition(".")[0] == module]
+    """Return those of a layer's parameters that a module computes with itself."""
+    return [name for name in layer.parameters if innermost(name, layer.modules) == module]
 
 
 def has_statistics(module: nn.Module) -> bool:

@@ -246,7 +246,9 @@ class RunOptions:
     nonfinite: str = option(
         "stop", "a loss or gradient not finite: stop and name the layer, or skip and count", choices=("stop", "skip")
     )
-    patience: int | None = option(None, "stop after so many evaluations without improvement", at_least=1)
+    patience: int | None = option(
+        None, "stop after so many evaluations without improvement, in the last stage if there are several", at_least=1
+    )
     max_time: str | None = option(None, "stop with a checkpoint after this long: 90s, 30m, 8h")
     evaluate_every: str = option("1 epoch", "evaluate every '2 epochs', '500 steps', or never")
     log_every: int = option(50, "steps between two readings of the metrics", at_least=1)

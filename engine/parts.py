@@ -85,7 +85,7 @@ class Parts:
     rates: Rates = field(init=False)
     guard: Guard = field(init=False)
     metrics: Metrics = field(init=False)
-    average: WeightAverage | None = field(init=False)
+    average: WeightAverage | None = field(init=False, default=None)
     graphed: GraphedStep | None = field(init=False)  # what makes the steps with run.cuda_graph
     still: Sequence[nn.Module] = field(init=False, default=())  # layers that are frozen, and so in evaluation mode
     shortcut: interfaces.Shortcut | None = field(init=False, default=None)  # for the stage's frozen prefix
@@ -177,7 +177,7 @@ class Parts:
     def stage_over(self) -> bool:
         """Return whether the present stage, not the last, has come to its end: its last step, or no improvement."""
         in_vain = self.stage.patience is not None and self.best.stale >= self.stage.patience
-        return not self.in_last_stage and (in_vain or self.position.step == self.stage_end)
+        return not self.in_last_stage and (in_vain or self.position.step >= self.stage_end)
 
     def next_stage(self) -> None:
         """Go on to the next stage."""
@@ -232,7 +232,7 @@ class Parts:
         """Return why training ends now, or "" to go on; all processes get the same answer."""
         if self.position.step >= self.steps:
             return "done"
-        patience = [self.options.run.patience, self.stage.patience if self.in_last_stage else None]
+        patience = [self.options.run.patience, self.stage.patience] if self.in_last_stage else []
         if any(most is not None and self.best.stale >= most for most in patience):
             return "early stop"
         if self.strategy.any(stop.requested is not None or time.monotonic() > self.deadline):

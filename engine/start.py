@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from torch import nn
+
 from engine import manifest
 from engine.distributed.place import place_of
 from engine.errors import UsageError
-from engine.interfaces import Strategy
+from engine.interfaces import Anatomy, Strategy, Transfer
+from engine.pixels import Pixels
 
 
 def agreed_start(strategy: Strategy, find: Callable[[], Path | None]) -> Path | None:
@@ -20,6 +23,19 @@ def agreed_start(strategy: Strategy, find: Callable[[], Path | None]) -> Path | 
     found = find() if strategy.leads else None
     shared = strategy.share(str(found) if found else "")
     return Path(shared) if shared else None
+
+
+def first_weights(
+    transfer: Transfer, model: nn.Module, anatomy: Anatomy, pixels: Pixels | None, resumed: Path | None
+) -> Sequence[str]:
+    """Give a new model its first weights and return lines that say so; to a plan that has none it is nothing.
+
+    resumed: the checkpoint of a run that goes on, whose plan takes up what it knew: the weights may be gone by then.
+    """
+    if resumed is not None:
+        transfer.load(manifest.read(resumed).get("transfer", {}))
+        return ()
+    return (*transfer.start(model, anatomy), *(transfer.compare(pixels) if pixels else ()))
 
 
 def starting_point(resume: str, out: Path, tell: Callable[[str], None]) -> Path | None:

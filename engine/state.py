@@ -64,6 +64,7 @@ def capture(
         "overrides": list(run.overrides),
         "choices": run.choices,
         "position": dataclasses.asdict(run.position),
+        "stages": [stage.steps for stage in run.stages],
         "best": dataclasses.asdict(run.best),
         "data": {
             "fingerprint": run.source.fingerprint,
@@ -90,7 +91,6 @@ def restore(run: Parts, folder: Path) -> None:
     require_same_run(run, facts, folder)
     run.position = Position(**facts["position"])
     run.kernels.load(facts.get("kernels", {}))
-    run.transfer.load(facts.get("transfer", {}))
     run.enter_stage(run)
     if facts["optimizer"] != type(run.optimizer).__name__:
         raise UsageError(
@@ -138,6 +138,13 @@ def require_same_run(run: Parts, facts: Mapping[str, Any], folder: Path) -> None
         )
     if position.stage >= len(run.stages):
         raise UsageError(f"{folder} is in stage {position.stage + 1}; this run has {len(run.stages)}")
+    stages = [stage.steps for stage in run.stages]
+    theirs = facts.get("stages", stages)
+    if stages != theirs and max(len(stages), len(theirs)) > 1:  # one stage may become longer
+        raise UsageError(
+            f"{folder} is of a run whose stages have {theirs} steps, here they have {stages}: give "
+            f"run.steps={sum(theirs)} and the same stages; to train on, start a new run with transfer.weights"
+        )
 
 
 def load_counters(run: Parts, stored: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,24 @@ class Task:
     outputs: int
     device: torch.device
 
+    def anatomy(self) -> Anatomy:
+        """Return the network's, found on the meta device."""
+        return Anatomy(lambda outputs: self.options.model.build(self.image, outputs), self.outputs, self.image)
+
+
+def enter_largest_stage(model: nn.Module, anatomy: Anatomy, options: Options) -> None:
+    """Put a model into training, as it is in the stage of the transfer in which most parameters train.
+
+    Of equal stages it is the first.
+    """
+    model.train()
+    transfer = options.transfer.build()
+    factors = [freeze(model, transfer.factors(model, anatomy, stage)) for stage in transfer.stages(STEPS)]
+    most = max(factors, key=lambda each: _trained(model, each))
+    freeze(model, most)
+    for layer in still_layers(model, anatomy, most):
+        layer.eval()
+
 
 class Foresight:
     """A task's network, made of tensors without contents, and steps of it.
@@ -144,15 +162,10 @@ class Foresight:
 
     def _built(self) -> nn.Module:
         options, image = self.task.options, self.task.image
-        anatomy = Anatomy(lambda outputs: options.model.build(image, outputs), self.task.outputs, image)
+        anatomy = self.task.anatomy()
         with torch.device("meta"):
-            model = options.model.build(image, self.task.outputs).train()
-            transfer = options.transfer.build()
-            factors = [freeze(model, transfer.factors(model, anatomy, stage)) for stage in transfer.stages(STEPS)]
-            most = max(factors, key=lambda each: _trained(model, each))
-            freeze(model, most)
-            for layer in still_layers(model, anatomy, most):
-                layer.eval()
+            model = options.model.build(image, self.task.outputs)
+            enter_largest_stage(model, anatomy, options)
             if options.run.channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model

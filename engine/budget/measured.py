@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.budget.foresight import Task
+from engine.budget.foresight import Task, enter_largest_stage
+from engine.ema import WeightAverage
 from engine.errors import RunFailed, UsageError
-from engine.freezing import freeze
 from engine.groups import parameter_groups
 from engine.interfaces import LossFunction, Precision
 from engine.masking import masked_step
@@ -76,22 +76,27 @@ def _most(task: Task, batch: int, accumulate: int) -> int:
     # First a small network, with which torch loads and prepares what it computes with.
     small = nn.Sequential(nn.Conv2d(task.image[0], 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
     small.extend([nn.Flatten(), nn.Linear(128, task.outputs)])
-    _steps(task, small, 2, accumulate)
+    _steps(task, small.train(), 2, accumulate)
     del small
+    anatomy = task.anatomy()
+    with torch.device("meta"):  # the anatomy is found when it is first asked for, and is not of the step
+        enter_largest_stage(task.options.model.build(task.image, task.outputs), anatomy, task.options)
     gc.collect()
     before = _now(task.device)
-    _steps(task, task.options.model.build(task.image, task.outputs), batch, accumulate)
+    model = task.options.model.build(task.image, task.outputs)
+    enter_largest_stage(model, anatomy, task.options)
+    _steps(task, model, batch, accumulate)
     return _peak(task.device) - before
 
 
 def _steps(task: Task, model: nn.Module, batch: int, accumulate: int) -> None:
     options, precision, loss = task.options, task.options.precision.build(), task.options.loss.build()
-    model = model.train().to(task.device)
-    freeze(model, {})
-    model = precision.convert(model)
+    model = precision.convert(model.to(task.device))
     layout = torch.channels_last if options.run.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = options.optim.build(parameter_groups(model))
+    average = WeightAverage(model, options.run.ema) if options.run.ema is not None else None
+    applied = torch.ones((), dtype=torch.bool, device=task.device)
     shape = (batch, *task.image)
     batches = [torch.rand(shape, device=task.device, dtype=precision.dtype) for _ in range(accumulate)]
     batches = [images.contiguous(memory_format=layout) for images in batches]
@@ -103,6 +108,8 @@ def _steps(task: Task, model: nn.Module, batch: int, accumulate: int) -> None:
         masked_step(optimizer, torch.zeros((), device=task.device))
         for parameter in model.parameters():
             parameter.grad = None
+        if average:
+            average.update(applied, torch.full((1,), step + 1, device=task.device))
 
 
 def _pass(model: nn.Module, images: Tensor, targets: Tensor, precision: Precision, loss: LossFunction) -> None:

@@ -70,6 +70,16 @@ def too_small(folder: Path, what: str, needed: int, option: str) -> str:
     return f"{what} need {needed:,} bytes, and {folder} has {free:,} free: make room, or choose another {option}"
 
 
+def reserve(file: int, size: int) -> None:
+    """Have the disk keep room for a file, so that writing through a mapping cannot find it full. Raises OSError."""
+    try:
+        if size:
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in UNRESERVED:
+            raise
+
+
 class Growing:
     """Tensors being written into a folder, which exists; ``finish`` makes it whole. Raises OSError, as disks do."""
 
@@ -80,7 +90,7 @@ class Growing:
             path = folder / f"{name}.bin"
             size = bytes_of({name: (shape, dtype)})
             with path.open("wb") as file:
-                _reserve(file.fileno(), size)
+                reserve(file.fileno(), size)
                 file.truncate(size)
             self.tensors[name] = _mapped(path, shape, dtype, writes=True)
 
@@ -133,16 +143,6 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, writes: bool
         return torch.empty(shape, dtype=dtype)
     numbers = np.memmap(path, np.uint8, "r+" if writes else "c", shape=(count * dtype.itemsize,))
     return torch.from_numpy(numbers).view(dtype).view(shape)
-
-
-def _reserve(file: int, size: int) -> None:
-    """Have the disk keep room for a file, so that writing through a mapping cannot find it full."""
-    try:
-        if size:
-            os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno not in UNRESERVED:
-            raise
 
 
 def _checksums(tensor: Tensor) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.assembly import build_loader, reading_of
+from engine.assembly import build_loader
 from engine.chain import Samples
 from engine.cutting import Cut, cut_behind_frozen
 from engine.errors import UsageError
@@ -112,9 +112,12 @@ class Features(Shortcut):
 
     @property
     def _reading(self) -> dict[str, Any]:
-        run = self.run
-        layout = Layout(run.device, run.precision.dtype, run.options.run.channels_last)
-        return reading_of(run.options, run.device, run.precision, run.strategy) | {"layout": layout, "workers": None}
+        run, data = self.run, self.run.options.data
+        return {
+            "batch": run.options.run.batch, "threads": data.threads, "prefetch": data.prefetch,
+            "layout": Layout(run.device, run.precision.dtype, run.options.run.channels_last),
+            "rank": run.strategy.rank, "world": run.strategy.world, "workers": None,
+        }  # fmt: skip
 
     def _source(
         self, source: Source, rows: int, targets: Tensor, facts: Mapping[str, Any], fill: Callable[[Growing], None]

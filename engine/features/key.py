@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,11 +59,20 @@ def run_facts(options: Options, augmentations: Mapping[str, Augmentation], devic
         "augment_on": options.data.augment_on,
         "precision": _named(options.precision),
         "channels_last": options.run.channels_last,
-        "device": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "deterministic": options.run.deterministic,
+        "device": torch.cuda.get_device_name(device) if cuda else [torch.backends.cpu.get_cpu_capability(), processor()],
         "threads": 0 if cuda else torch.get_num_threads(),
         "engine": __version__,
         "torch": str(torch.__version__),
     }
+
+
+def processor() -> str:
+    """Return the processor's own name, or its kind where the system does not tell."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))}
+    return " ".join(sorted(names)) or platform.machine()
 
 
 def _named(choice: Any) -> list[Any]:

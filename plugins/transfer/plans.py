@@ -69,8 +69,9 @@ class Plan(Transfer):
         rates = factors_of(anatomy, self._rates, "transfer.lr")
         decays = factors_of(anatomy, self._decays, "transfer.weight_decay")
         self._require_effect(anatomy)
-        # What computes nothing in training is in no layer; it is as far from the head as can be.
-        whole = dict.fromkeys((name for name, _ in model.named_parameters()), Factors(float(stage.name == "all")))
+        # What only an evaluation computes with is in no layer; it is further from the head than all of them.
+        least = self._options.layer_decay ** (max(away.values()) + 1) if stage.name == "all" else 0.0
+        whole = {name: Factors(least * self._rate(name)) for name, _ in model.named_parameters()}
         for layer in anatomy.layers:
             share = self._options.layer_decay ** away[layer.name]
             for name in layer.parameters:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_run import Watch, assert_same, everything
 from torch import Tensor, nn
 
-from engine import Model, UsageError, interfaces
+from engine import Model, UsageError, interfaces, manifest
 from engine.anatomy import Anatomy
 from engine.freezing import Factors, freeze, frozen_prefix, still_layers
 from engine.interfaces import Shortcut, Stage
 from engine.options import Transfer
+from engine.start import first_weights
 
 
 class Branched(nn.Module):
@@ -252,3 +254,75 @@ def test_a_model_that_cannot_be_looked_at_is_answered():
         _ = Anatomy(lambda outputs: Looking(), 2, (1, 8, 8)).layers
     with pytest.raises(UsageError, match="cannot be built without its numbers"):
         _ = Anatomy(lambda outputs: Fixed().build((1, 8, 8), outputs), 2, (1, 8, 8)).layers
+
+
+class Attentive(nn.Module):
+    """A layer that computes with the matrix of one inside, which it never calls."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.classifier = nn.Linear(8, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        return self.classifier(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def test_a_parameter_of_a_module_that_nobody_calls_is_of_the_layer_that_computes_with_it():
+    anatomy = Anatomy(Attentive, 3, (1, 8, 8))
+    assert [layer.name for layer in anatomy.layers] == ["patches", "attention", "classifier"]
+    names = [name for layer in anatomy.layers for name in layer.parameters]
+    assert sorted(names) == sorted(name for name, _ in Attentive(3).named_parameters())
+    assert "attention.out_proj.weight" in anatomy.layers[1].parameters
+    assert frozen_prefix(anatomy, {"attention.out_proj.bias"}) == ["patches"]
+    assert frozen_prefix(anatomy, {"classifier.bias"}) == ["patches", "attention"]
+
+
+@pytest.mark.parametrize("steps", [8, 12, 40])
+def test_a_resume_of_a_run_in_stages_keeps_their_lengths(make, steps):
+    whole = make("whole", transfer=plan(), save={"every": "4 steps", "keep": 9}, run={"steps": 14})
+    whole.fit()
+    other = plan()
+    other.stages = [Stage("head", steps // 2), Stage("all", steps - steps // 2)]
+    with pytest.raises(UsageError, match=r"stages have \[6, 8\] steps, here they have .*: give run.steps=14"):
+        make("again", resume=str(whole.out / "checkpoints" / "step-00000004"), transfer=other)
+
+
+def test_the_run_stops_for_want_of_improvement_in_the_last_stage_alone(make):
+    still = {"head": FROZEN | {"6.weight": Factors(1e-12), "6.bias": Factors(1e-12)}}
+    still["all"] = {name: Factors(1e-12) for name in ("0.weight", "1.weight", "1.bias", "6.weight", "6.bias")}
+    given = {"evaluate_every": "1 steps", "patience": 2, "log_every": 100}
+    run = make(transfer=Plan([Stage("head", 6), Stage("all", 100)], still), schedule="constant", run=given)
+    run.fit()
+    assert run.outcome == "early stop"
+    assert run.position.stage == 1
+
+
+def test_the_average_that_was_evaluated_at_a_stages_end_is_what_is_saved(make):
+    averages: list[dict[str, Tensor]] = []
+
+    def look(run: Any) -> None:
+        if run.position.step == 6:
+            averages.append({name: value.clone() for name, value in run.average.state().items()})
+
+    settings = {"run": {"ema": 0.9, "steps": 14}, "save": {"every": "2 steps", "keep": 9}}
+    run = make(transfer=plan(), observe={"watch": Watch(then=look)}, **settings)
+    run.fit()
+    saved = load_file(run.out / "checkpoints" / "step-00000006" / "average.safetensors")
+    model = load_file(run.out / "checkpoints" / "step-00000006" / "model.safetensors")
+    for name, value in averages[0].items():
+        assert torch.equal(saved[name], value)
+    assert not torch.equal(saved["6.weight"], model["6.weight"])
+
+
+def test_a_plan_that_goes_on_takes_up_what_it_knew_and_reads_no_weights(make):
+    whole = make("whole", transfer=plan(), run={"steps": 14})
+    whole.fit()
+    options = plan()
+    again = options.build()
+    (checkpoint,) = manifest.checkpoints(whole.out)[:1]
+    assert first_weights(again, whole.model, whole.anatomy, None, checkpoint) == ()
+    assert options.started == []
+    assert first_weights(again, whole.model, whole.anatomy, None, None) == ("first weights given",)
