@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.assembly import build_augmentations, count_outputs, open_split
+from engine.building import build_augmentations, count_outputs, open_split
 from engine.convolutions import Layer, survey
 from engine.devices import prepare_device
 from engine.errors import UsageError

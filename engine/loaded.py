@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.assembly import anatomy_of, build_augmentations, build_chooser, build_model, open_splits, reading_of
+from engine.building import anatomy_of, build_augmentations, build_chooser, build_model, open_splits, reading_of
 from engine.devices import prepare_device
 from engine.errors import UsageError
 from engine.interfaces import Batch, Precision, Source

@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from engine import checkpoint, huge_pages, kept_memory, manifest
-from engine.assembly import (
+from engine.batch_norm import build_statistics
+from engine.building import (
     build_augmentations,
     build_chooser,
     build_loader,
@@ -20,7 +21,6 @@ from engine.assembly import (
     reading_of,
     require_targets,
 )
-from engine.batch_norm import build_statistics
 from engine.compiling import compile_in_place
 from engine.devices import prepare_device
 from engine.evaluation import evaluate

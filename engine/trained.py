@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.assembly import build_augmentations, build_model, open_split
+from engine.building import build_augmentations, build_model, open_split
 from engine.host_to_device import Layout
 from engine.interfaces import Batch
 from engine.loader import TestLoader

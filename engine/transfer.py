@@ -49,7 +49,8 @@ class Shortcut(Protocol):
 class Transfer(Protocol):
     """What a network starts from, and which of its parameters train, in which stage; one object for a whole run.
 
-    new: names of the parameters that the first weights had nothing for; None: there were none, or nobody knows.
+    new: names of the parameters that took nothing from the weights that the run started from. None where nothing counts
+    as pretrained: the run started without weights, or goes on from a checkpoint that does not tell.
     """
 
     new: frozenset[str] | None = None

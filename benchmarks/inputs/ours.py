@@ -14,7 +14,7 @@ from harness import Side
 from torch import Tensor, nn
 
 from engine import Job, Model, Observer, Session, assemble, hookimpl
-from engine.assembly import build_augmentations, build_loader, open_split, reading_of
+from engine.building import build_augmentations, build_loader, open_split, reading_of
 from engine.cli import arguments, compose
 from engine.cli.presets import Presets
 from engine.loader import Loader, Position, TestLoader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+BLOCK = 16  # channels of oneDNN's blocks with AVX-512; without it 8
 KINDS = ("parameters", "gradients", "optimiser", "average", "images", "saved", "other", "workspace")
 
 
@@ -120,7 +122,7 @@ class Ledger(TorchDispatchMode):
 def workspace(func: Any, args: Sequence[Any], made: Any) -> int:
     """Return the bytes that torch's convolution on a CPU takes beside its arguments and results, else 0.
 
-    It has oneDNN, whose arrays are in blocks of channels: copies in that order of what is in NCHW order, of the images
+    It has oneDNN, whose arrays are in blocks of channels, the last one filled up: copies in that order of what is in NCHW order, of the images
     and the output going forward, and of the gradients too going backward. Not all exist at once; the sums here are
     those of processes that did nothing but one convolution. Images of three channels and fewer are not copied.
     """
@@ -130,11 +132,17 @@ def workspace(func: Any, args: Sequence[Any], made: Any) -> int:
     images, output = (args[0], made) if forward else (args[1], args[0])
     if images.device.type != "cpu" or images.dtype == torch.float64 or _in_place_order(images):
         return 0
-    given, returned = (t.numel() * t.element_size() for t in (images, output))
+    given, returned = (_padded(t) * t.element_size() for t in (images, output))
     copied = given if images.shape[1] > 3 else 0
     if forward:
         return max(copied, returned)
     return copied + (max(given, returned) if made[0] is not None else returned)
+
+
+def _padded(maps: Tensor) -> int:
+    """Return the numbers in a copy of maps [n, channels, ...] whose channels are in whole blocks."""
+    count, channels, *sides = maps.shape
+    return count * math.ceil(channels / BLOCK) * BLOCK * math.prod(sides)
 
 
 def _in_place_order(images: Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.assembly import build_loader
+from engine.building import build_loader
 from engine.chain import Samples
 from engine.cutting import Cut, cut_behind_frozen
 from engine.errors import UsageError

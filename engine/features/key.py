@@ -60,7 +60,9 @@ def run_facts(options: Options, augmentations: Mapping[str, Augmentation], devic
         "precision": _named(options.precision),
         "channels_last": options.run.channels_last,
         "deterministic": options.run.deterministic,
-        "device": torch.cuda.get_device_name(device) if cuda else [torch.backends.cpu.get_cpu_capability(), processor()],
+        "device": torch.cuda.get_device_name(device)
+        if cuda
+        else [torch.backends.cpu.get_cpu_capability(), processor()],
         "threads": 0 if cuda else torch.get_num_threads(),
         "engine": __version__,
         "torch": str(torch.__version__),

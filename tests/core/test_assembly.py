@@ -12,7 +12,7 @@ from small_run import Tiny
 from torch import nn
 
 from engine import Batch, Data, Loss, Model, Records, UsageError, manifest
-from engine.assembly import parameter_groups
+from engine.groups import parameter_groups
 from engine.interfaces import LossFunction, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_run import Tiny, Watch, assert_same, everything
 
-from engine import UsageError, assembly, manifest
+from engine import UsageError, manifest, stages
 from engine.compiling import compile_in_place
 
 FULL = {"run": {"ema": 0.9, "clip": 1.0, "accumulate": 2, "batch": 64}}
@@ -78,7 +78,7 @@ def test_run_killed_with_sigkill_resumes_bit_equal(make, tmp_path):
 
 def test_checkpoints_do_not_depend_on_compilation(make, monkeypatch):
     # With the default backend this test would compile C++ for half a minute.
-    monkeypatch.setattr(assembly, "compile_in_place", partial(compile_in_place, backend="aot_eager"))
+    monkeypatch.setattr(stages, "compile_in_place", partial(compile_in_place, backend="aot_eager"))
     settings = {"model": Tiny(dropout=0.0)}
     finals = []
     for name, first, second in [("a", True, False), ("b", False, True)]:

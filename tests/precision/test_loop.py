@@ -11,7 +11,7 @@ import torch
 from floating_runs import REGISTRY, run_of
 from small_run import Watch, assert_same, everything
 
-from engine import assembly
+from engine import stages
 from engine.compiling import compile_in_place
 from engine.plugins.precision import Bfloat16, Bfloat16SR, Float16
 from engine.testing import BrokenPromise, check_precision
@@ -87,7 +87,7 @@ def test_a_compiled_step_is_the_step(tmp_path, monkeypatch, name):
         captured.append(graph)
         return backend(graph, inputs)
 
-    monkeypatch.setattr(assembly, "compile_in_place", partial(compile_in_place, backend=count))
+    monkeypatch.setattr(stages, "compile_in_place", partial(compile_in_place, backend=count))
     torch._dynamo.reset()
     runs = []
     for compile_it in (False, True):
