@@ -122,9 +122,10 @@ class Ledger(TorchDispatchMode):
 def workspace(func: Any, args: Sequence[Any], made: Any) -> int:
     """Return the bytes that torch's convolution on a CPU takes beside its arguments and results, else 0.
 
-    It has oneDNN, whose arrays are in blocks of channels, the last one filled up: copies in that order of what is in NCHW order, of the images
-    and the output going forward, and of the gradients too going backward. Not all exist at once; the sums here are
-    those of processes that did nothing but one convolution. Images of three channels and fewer are not copied.
+    It has oneDNN, whose arrays are in blocks of channels, the last one filled up: copies in that order of what is in
+    NCHW order, of the images and the output going forward, and of the gradients too going backward. Not all exist at
+    once; the sums here are those of processes that did nothing but one convolution. Images of three channels and fewer
+    are not copied.
     """
     if func not in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
         return 0

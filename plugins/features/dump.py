@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import Session, UsageError, __version__
-from engine.features.arrays import Shapes, bytes_of, require_room, writing
+from engine.features.arrays import Shapes, bytes_of, require_room, reserve, writing
 from engine.folder import claim, flush, write_whole
 from engine.loaded import Loaded, loaded
 
@@ -43,6 +43,7 @@ def features(session: Session) -> None:
             names = [name for name, _ in network.model.named_modules() if name]
             raise UsageError(f"layers must be given: [NAME,...], as names or patterns of {', '.join(names)}")
         names = modules_named(network.model, job.layers)
+        require_names(names)
         with claim(folder, resuming=True):
             _write(folder, job, session, network, names)
 
@@ -60,7 +61,12 @@ def _write(folder: Path, job: Features, session: Session, network: Loaded, names
             _require_types(shapes, job.format)
             require_room(folder, what, bytes_of(shapes), "out=")
             with writing(folder, what, bytes_of(shapes), "out="):
-                tensors = FORMATS[job.format](folder, shapes)
+                try:
+                    tensors = FORMATS[job.format](folder, shapes)
+                except OSError:
+                    for name in shapes:
+                        (folder / _file(name, job.format)).unlink(missing_ok=True)
+                    raise
         for name, tensor in found.items():
             tensors[name][done : done + len(batch)] = tensor.cpu()
         done += len(batch)
@@ -83,6 +89,14 @@ def _write(folder: Path, job: Features, session: Session, network: Loaded, names
     say(f"{DESCRIPTION} beside them says what they are of")
 
 
+def require_names(names: Sequence[str]) -> None:
+    """Raise UsageError for a module whose outputs would be in the targets' place."""
+    if TARGETS in names:
+        raise UsageError(
+            f"layers: {TARGETS} is the name of the file of the images' targets: name a module around this, or within it"
+        )
+
+
 def _require_types(shapes: Shapes, form: str) -> None:
     for name, (_, dtype) in shapes.items():
         if dtype not in KINDS or (form == "npy" and dtype == torch.bfloat16):
@@ -96,16 +110,22 @@ def _file(name: str, form: str) -> str:
 
 
 def as_npy(folder: Path, shapes: Shapes) -> dict[str, Tensor]:
-    """Return tensors that are NumPy's files, a file each."""
+    """Return tensors that are NumPy's files, a file each, for which the disk keeps room. Raises OSError."""
     made = {}
     for name, (shape, dtype) in shapes.items():
-        kind = np.dtype(str(dtype).removeprefix("torch."))
-        made[name] = torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape))
+        kind, path = np.dtype(str(dtype).removeprefix("torch.")), folder / f"{name}.npy"
+        numbers = np.lib.format.open_memmap(path, "w+", kind, shape)
+        with path.open("r+b") as file:
+            reserve(file.fileno(), path.stat().st_size)
+        made[name] = torch.from_numpy(numbers)
     return made
 
 
 def as_safetensors(folder: Path, shapes: Shapes) -> dict[str, Tensor]:
-    """Return tensors that are one file of safetensors, whose format says where each lies before any is there."""
+    """Return tensors that are one file of safetensors, for which the disk keeps room. Raises OSError.
+
+    The format says where each lies before any is there.
+    """
     header: dict[str, Any] = {}
     end = 0
     for name, (shape, dtype) in sorted(shapes.items(), key=lambda item: -item[1][1].itemsize):  # aligned, that way
@@ -116,6 +136,8 @@ def as_safetensors(folder: Path, shapes: Shapes) -> dict[str, Tensor]:
     path = folder / SAFETENSORS
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        reserve(file.fileno(), 8 + len(text) + end)
         file.truncate(8 + len(text) + end)
     made = {}
     for name, (shape, dtype) in shapes.items():

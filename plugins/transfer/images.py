@@ -11,6 +11,7 @@ from engine.pixels import Pixels
 
 from .weights import Given
 
+MEAN_IMAGE = "mean_image"  # among an imported network's weights: of its images' shape, in the numbers that it sees
 ALIKE = 0.02  # of the range between black and white: other data's own statistics differ by less
 
 
@@ -20,9 +21,17 @@ def differences(given: Given, seen: Pixels) -> list[str]:
     if before is None or len(before.black) != len(seen.black):
         return []
     lines = []
+    if MEAN_IMAGE in given.unused:
+        means = given.state[MEAN_IMAGE].double().mean((-2, -1)).flatten().tolist()
+        before = _less(before, means)
+        lines.append(
+            f"the weights' network subtracted a mean image from its images first, this model subtracts none; its means "
+            f"over the pixels are {', '.join(f'{value:.4g}' for value in means)} in the order {_order(before)}"
+        )
     if list(before.order) != list(seen.order):
-        remedy = ": put channel_order into augment, before normalize" if len(before.order) == 3 else ""
-        lines.append(f"the weights take channels in the order {_order(before)}, this run gives {_order(seen)}{remedy}")
+        lines.append(
+            f"the weights take channels in the order {_order(before)}, this run gives {_order(seen)}{_reordered(seen)}"
+        )
     there, here = (torch.tensor([list(p.black), list(p.white)], dtype=torch.float64) for p in (before, seen))
     if float((there - here).abs().max()) > ALIKE * float((there[1] - there[0]).abs().max()):
         lines.append(
@@ -31,8 +40,7 @@ def differences(given: Given, seen: Pixels) -> list[str]:
         )
     if before.size and list(before.size) != list(seen.size):
         sizes = ["x".join(map(str, pixels.size)) for pixels in (before, seen)]
-        remedy = f"augment=[resize,center_crop,...] augment.center_crop.size={before.size[0]} makes them so"
-        lines.append(f"the weights were trained on images of {sizes[0]}, this run's are {sizes[1]}: {remedy}")
+        lines.append(f"the weights were trained on images of {sizes[0]}, this run's are {sizes[1]}: {_resized(before)}")
     return lines
 
 
@@ -53,6 +61,29 @@ def _of_card(card: Mapping[str, Any]) -> Pixels:
         order[::-1] if card.get("order") == "bgr" else order,
         [card["crop"]] * 2 if card.get("crop") else [],
     )
+
+
+def _less(pixels: Pixels, means: Sequence[float]) -> Pixels:
+    """Return pixels from which a channel's mean was subtracted."""
+    black, white = ([v - m for v, m in zip(values, means, strict=True)] for values in (pixels.black, pixels.white))
+    return Pixels(black, white, pixels.order, pixels.size)
+
+
+def _reordered(seen: Pixels) -> str:
+    """Return what turns the order of this run's channels round, if that can."""
+    if len(seen.order) != 3:
+        return ""
+    if list(seen.order) == [2, 1, 0]:
+        return ": take channel_order out of augment"
+    return ": put channel_order into augment, before normalize"
+
+
+def _resized(before: Pixels) -> str:
+    """Return the overrides that give images their size: what is no square is not cut out, but scaled to."""
+    height, width = before.size
+    if height == width:
+        return f"augment=[resize,center_crop,...] augment.center_crop.size={height} makes them so"
+    return f"augment=[resize,...] augment.resize.size={height} augment.resize.width={width} makes them so"
 
 
 def _order(pixels: Pixels) -> str:

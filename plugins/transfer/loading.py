@@ -150,19 +150,28 @@ def _told(
         there, here = (next(iter(t[module].values())).shape[0] for t in (theirs, own))
         named = f" ({some(given.classes, 3)})" if len(given.classes) == there else ""
         lines.append(f"the head {module} is new: it has {here} outputs here, {there} in the weights{named}")
-    if new["missing"]:
-        lines.append(f"new, as the weights have nothing for them: {some(new['missing'])}")
+    learns = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    if fresh := _called(own, [module for module in new["missing"] if module in learns]):
+        lines.append(f"new, as the weights have nothing for them: {some(fresh)}")
+    if kept := [_joined(m, name) for m in new["missing"] if m not in learns for name in own[m] if name != COUNTER]:
+        lines.append(f"not learnt, and as the model has them, as the weights lack them: {some(kept)}")
     if new["asked"]:
-        lines.append(f"new, as transfer.reinitialize says: {some(new['asked'])}")
+        lines.append(f"new, as transfer.reinitialize says: {some(_called(own, new['asked']))}")
     head = {name.rpartition(".")[0] for name in anatomy.head}
-    if kept := sorted(head.intersection(taken)):
+    if fits := sorted(head.intersection(taken)):
         named = f" for {some(given.classes, 3)}" if given.classes else ""
         lines.append(
-            f"the head {some(kept)} fits{named} and is kept; transfer.reinitialize=[{','.join(kept)}] starts it anew"
+            f"the head {some(fits)} fits{named} and is kept; transfer.reinitialize=[{','.join(fits)}] starts it anew"
         )
     if unknown := [_joined(m, name) for m, tensors in theirs.items() for name in tensors if name not in own.get(m, {})]:
+        given.unused.update(unknown)
         lines.append(f"not used of the weights: {some(unknown)}")
     return lines
+
+
+def _called(own: Modules, modules: Sequence[str]) -> list[str]:
+    """Return what modules are called; of what the model has itself, outside of layers, what each tensor is."""
+    return [name for module in modules for name in ([module] if module else own[module])]
 
 
 def _names(tensors: Iterable[str]) -> set[str]:

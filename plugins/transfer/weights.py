@@ -22,7 +22,8 @@ class Given:
     """Somebody's weights.
 
     origin: what the user called them. state: parameters and buffers by name; ordered: whether in the order in which
-    the layers were made. facts: a checkpoint's manifest. remarks: lines about where they were found.
+    the layers were made. facts: a checkpoint's manifest. remarks: lines about where they were found. unused: names of
+    those that the model has no place for, once ``take`` has been at work.
     """
 
     origin: str
@@ -30,6 +31,7 @@ class Given:
     ordered: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    unused: set[str] = field(default_factory=set)
 
     @property
     def classes(self) -> Sequence[str]:

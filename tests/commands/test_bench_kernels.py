@@ -133,7 +133,7 @@ BAD = {
     "two numbers": (["inputs=[3,8]"], "inputs=[3,8]: give channels, height and width"),
     "no pixels": (["inputs=[3,0,8]"], "inputs=[3,0,8]: give channels, height and width"),
     "too small": (["inputs=[1,4,4]", "model=lenet"], "needs images of at least 13x13"),
-    "no time": (["seconds=0"], "job.seconds=0.0: must be above 0"),
+    "no time": (["seconds=0"], "seconds=0.0: must be above 0"),
     "file in no folder": (["json=nowhere/x.json"], "json=nowhere/x.json"),
     "folder for a file": (["json=."], "json=.: it is a folder"),
     "no such device": (["inputs=[1,8,8]", "run.device=cuda:99"], "run.device=cuda:99"),

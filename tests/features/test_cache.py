@@ -20,6 +20,7 @@ from engine.plugins.parallel import Single
 from engine.plugins.transfer import Head, Staged
 from engine.randomness import Key
 from engine.testing.small import SmallData
+from engine.workers import Workers
 
 
 def seen_by(run: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -87,6 +88,18 @@ def test_other_numbers_are_kept_as_they_are(make, precision):
 
 def test_memory_order_and_kernels_are_those_of_the_run(make):
     both(make, Head, run={"steps": 10, "channels_last": True}, kernels="im2col")
+
+
+def test_worker_processes_are_those_of_the_run_alone(make, registry, monkeypatch):
+    made: list[int] = []
+    initialised = Workers.__init__
+    monkeypatch.setattr(Workers, "__init__", lambda self, count: made.append(count) or initialised(self, count))
+    data = registry.entry("data", "digits").options(size=8, threads=1, workers="processes")
+    run = make(transfer=Head(cache=True), model=Deep(), augment=["normalize"], data=data)
+    features = run.transfer.shortcut(run, run.stages[0])
+    assert features._reading == features._reading | {"threads": 1, "batch": 128, "workers": None}
+    assert made == [1]
+    run.close()
 
 
 def test_evaluations_over_views_are_of_the_whole_network(make):

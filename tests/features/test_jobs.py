@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from engine import UsageError
 from engine.plugins.data.digits import open_digits
 from engine.plugins.features.curve import Point, advice
+from engine.plugins.features.dump import require_names
 from engine.plugins.features.looking import Behind, modules_named
 from engine.registry import Registry
 
@@ -98,6 +101,37 @@ def test_what_features_cannot_write_is_told(engine, weights, tmp_path):
         assert (code, message in err) == (2, True), err
     code, _, err = engine("features", *WORDS, "layers=[conv1]", "out=a")
     assert (code, "checkpoint must be given" in err) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["npy", "safetensors"])
+def test_the_disk_keeps_room_for_all_files_before_the_pass(engine, weights, tmp_path, monkeypatch, form):
+    words = ("features", weights, *WORDS, "split=test", "layers=[conv1,fc1]", f"format={form}", "out=kept")
+    sizes: dict[str, int] = {}
+
+    def take_note(file: int, begin: int, size: int) -> None:
+        sizes[Path(os.readlink(f"/proc/self/fd/{file}")).name] = begin + size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        code, _, err = engine(*words)
+    assert (code, "features of 360 images need" in err, "choose another out=" in err) == (3, True, True), err
+    assert not [path for path in (tmp_path / "kept").iterdir() if path.suffix in (".npy", ".safetensors")]
+    monkeypatch.setattr(os, "posix_fallocate", take_note)
+    assert engine(*words)[0] == 0
+    files = [path for path in (tmp_path / "kept").iterdir() if path.suffix in (".npy", ".safetensors")]
+    assert sizes == {path.name: path.stat().st_size for path in files}
+
+
+def full(file: int, begin: int, size: int) -> None:
+    """Be a disk that has no room."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_module_that_is_called_as_the_targets_is_refused():
+    model = nn.Sequential()
+    model.add_module("targets", nn.Flatten())
+    with pytest.raises(UsageError, match="layers: targets is the name of the file of the images' targets"):
+        require_names(modules_named(model, ["t*"]))
 
 
 def test_layers_that_cannot_be_kept_are_told(network):

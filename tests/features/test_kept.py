@@ -9,6 +9,7 @@ import shutil
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from small_run import assert_same
 from engine import RunFailed, UsageError
 from engine.features.arrays import DamagedArrays, Growing, opened
 from engine.features.kept import kept
+from engine.features.key import key_of, run_facts
+from engine.options import RunOptions
+from engine.plugins.precision import Float32
 from engine.plugins.transfer import Head
 from engine.testing.processes import together
+from engine.testing.small import SmallData
 
 KEY = "0123abcd"
 SHAPES = {"features": ((6, 3, 2, 1), torch.bfloat16), "targets": ((6,), torch.int64)}
@@ -142,6 +147,19 @@ def test_a_later_run_finds_them_and_any_change_has_others(make, tmp_path, capsys
     assert len(train("kernel", kernels="im2col")) == 2
     assert len(train("order", run={**given["run"], "channels_last": True})) == 2
     assert len(train("graph", model=Deep(auxiliary=True))) == 2
+
+
+def test_another_processor_and_the_deterministic_mode_have_other_keys(monkeypatch):
+    options = SimpleNamespace(augment={}, data=SmallData(), precision=Float32(), run=RunOptions(channels_last=False))
+
+    def facts(deterministic: bool = False) -> dict[str, Any]:
+        options.run.deterministic = deterministic
+        return run_facts(options, {}, torch.device("cpu"))
+
+    keys = [key_of(facts()), key_of(facts(deterministic=True))]
+    monkeypatch.setattr("engine.features.key.processor", lambda: "another")
+    keys.append(key_of(facts()))
+    assert len(set(keys)) == 3
 
 
 def test_processes_that_share_batches_share_features(tmp_path):

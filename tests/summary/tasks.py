@@ -31,7 +31,8 @@ def task_of(
 ) -> Task:
     """Return the task of a network, by name or by what makes it; ``given``: fields of a named one."""
     registry = Registry.load()
-    groups = {"optim": given.pop("optim", "sgd"), "precision": given.pop("precision", "float32")}
+    usual = {"optim": "sgd", "precision": "float32", "transfer": "none"}
+    groups = {group: given.pop(group, name) for group, name in usual.items()}
     if isinstance(model, str):
         network: Model = registry.entry("model", model).options(**given)  # type: ignore[assignment]
     else:
@@ -40,7 +41,7 @@ def task_of(
         group: registry.entry(group, name).options()
         for group, name in {
             "job": "train", "data": "digits", "loss": "cross_entropy", "schedule": "onecycle", "kernels": "native",
-            "parallel": "single", "transfer": "none", **groups,
+            "parallel": "single", **groups,
         }.items()
     }  # fmt: skip
     chosen["data"].threads = 0

@@ -7,9 +7,13 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.budget.ledger import Ledger
+from engine.budget import measured as measuring
+from engine.budget.foresight import Foresight
+from engine.budget.ledger import Ledger, workspace
 from engine.budget.measured import measured
+from engine.ema import WeightAverage
 from engine.plugins.summary.rows import table_of
 
 from .tasks import foresight, task_of
@@ -79,6 +83,15 @@ def test_a_ledger_counts_what_exists_and_no_more():
         assert ledger.peak.other == 4000
 
 
+@pytest.mark.parametrize(("channels", "outputs", "larger"), [(3, 20, 32), (20, 8, 32), (17, 40, 48)])
+def test_a_convolution_copies_whole_blocks_of_channels(channels, outputs, larger):
+    conv = torch.ops.aten.convolution.default
+    with FakeTensorMode():
+        images, weight = torch.empty(2, channels, 8, 8), torch.empty(outputs, channels, 1, 1)
+        args = (images, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        assert workspace(conv, args, conv(*args)) == 2 * larger * 64 * 4
+
+
 def test_the_parts_of_a_step_follow_from_the_network():
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 50), nn.Sigmoid(), nn.Linear(50, 10))  # noqa: E731
     parameters = 192 * 50 + 50 + 50 * 10 + 10
@@ -92,6 +105,45 @@ def test_the_parts_of_a_step_follow_from_the_network():
     several = foresight(make, (3, 8, 8)).step(16, accumulate=5)
     assert several.images == 5 * memory.images
     assert several.gradients == 4 * parameters  # those of the micro-batches before
+
+
+@pytest.mark.parametrize("transfer", ["head", "staged"])
+def test_the_step_that_is_measured_is_of_the_stage_that_is_foreseen(monkeypatch, transfer):
+    given = task_of("resnet20", (3, 8, 8), transfer=transfer, run={"ema": 0.9})
+    stepped, averaged = [], []
+    steps = measuring._steps
+
+    def take_note(task, model, batch, accumulate):
+        stepped.append(model)
+        steps(task, model, batch, accumulate)
+
+    monkeypatch.setattr(measuring, "_steps", take_note)
+    monkeypatch.setattr(WeightAverage, "update", lambda self, applied, updates: averaged.append(updates.item()))
+    measuring._most(given, 4, 1)
+    foreseen, really = Foresight(given).model, stepped[-1]
+    trains = {name: p.requires_grad for name, p in foreseen.named_parameters()}
+    assert trains == {name: p.requires_grad for name, p in really.named_parameters()}
+    assert set(trains.values()) == ({True, False} if transfer == "head" else {True})
+    modes = {name: layer.training for name, layer in really.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert modes == {name: foreseen.get_submodule(name).training for name in modes}
+    assert set(modes.values()) == {transfer == "staged"}
+    assert averaged == [1, 2, 1, 2], "of the small network's steps, and of this one's"
+
+
+def test_an_update_of_the_average_needs_a_copy_of_the_weights():
+    memory = foresight("mlp", (3, 8, 8), hidden=[1000, 1000], transfer="head", run={"ema": 0.9}).step(1)
+    assert memory.average == memory.parameters
+    assert memory.average <= memory.other < memory.average + 100_000
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("model", "image", "transfer", "run"),
+    [("mlp", (3, 32, 32), "head", {"ema": 0.9}), ("mlp", (3, 32, 32), "head", {}), ("lenet", (1, 28, 28), "head", {})],
+)
+def test_a_measured_step_of_a_transfer_takes_what_was_foreseen(model, image, transfer, run):
+    given = task_of(model, image, transfer=transfer, run=run, **({"hidden": [4096, 2048]} if model == "mlp" else {}))
+    assert measured(given, 2048) == pytest.approx(Foresight(given).step(2048).total, rel=0.05)
 
 
 @pytest.mark.soak

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from socket import socket
 
 import pytest
@@ -130,6 +131,40 @@ def test_what_is_answered_with_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"cannot keep weights.pt \(Not a directory\); set XDG_CACHE_HOME elsewhere"):
         fetch(address, checksum(), lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://localhost:1/ü.pt", r"signs that an address has to escape: give https://localhost:1/%C3%BC.pt$"),
+        ("https://localhost:1/a b.pt", r"give https://localhost:1/a%20b.pt$"),
+        ("https://[::1/x", r"^https://\[::1/x is no address \(Invalid IPv6 URL\); check it$"),
+        ("https://localhost:port/x", r"is no address \(Port could not be cast"),
+        ("https:///x", r"it names no host"),
+    ],
+)
+def test_an_address_that_is_none(address, message):
+    assert is_url(address)
+    with pytest.raises(UsageError, match=message):
+        fetch(address)
+
+
+def test_without_a_checksum_one_copy_is_kept_for_when_it_is_given(monkeypatch):
+    asked = []
+
+    def answer(request, timeout):
+        asked.append(request.full_url)
+        body = BytesIO(CONTENT)
+        body.headers, body.url = {}, request.full_url
+        return body
+
+    monkeypatch.setattr("engine.fetching.urlopen", answer)
+    address = "https://somewhere/weights.pt"
+    assert fetch(address, tell=lambda text: None) == fetch(address, tell=lambda text: None)
+    assert len(asked) == 2
+    assert kept() == ["weights.pt"]
+    assert fetch(address, checksum()).read_bytes() == CONTENT
+    assert len(asked) == 2
 
 
 def test_a_file_address_is_read_where_it_is(tmp_path):

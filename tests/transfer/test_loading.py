@@ -92,8 +92,31 @@ def test_layers_that_the_weights_lack_are_new(start):
     model, new, told = start(theirs)
     assert new == {f"auxiliary.{layer}.{own}" for layer in ("hidden", "scores") for own in ("weight", "bias")}
     assert same(model.state_dict(), theirs, set(theirs) - {"classifier_20k.weight"})
-    assert "new, as the weights have nothing for them: auxiliary.hidden, auxiliary.scores, norm2" in told
+    assert "new, as the weights have nothing for them: auxiliary.hidden, auxiliary.scores\n" in told
+    assert "as the weights lack them: norm2.running_mean, norm2.running_var\n" in told
     assert "not used of the weights: classifier_20k.weight" in told
+
+
+@pytest.mark.parametrize(
+    ("learns", "line"),
+    [
+        (False, "not learnt, and as the model has them, as the weights lack them: mean_image"),
+        (True, "new, as the weights have nothing for them: mean_image"),
+    ],
+)
+def test_what_a_model_has_itself_is_named(tmp_path, learns, line):
+    torch.save(Ordered().state_dict(), tmp_path / "theirs.pt")
+
+    def build(outputs=3):
+        model = Ordered(outputs)
+        model.mean_image = nn.Parameter(torch.zeros(1, 8, 8)) if learns else nn.Buffer(torch.zeros(1, 8, 8))
+        return model
+
+    plan = Full(weights=str(tmp_path / "theirs.pt")).build()
+    told = [text.removeprefix("transfer: ") for text in plan.start(build(), Anatomy(build, 3, (1, 8, 8)))]
+    assert line in told
+    assert sum("lack" in text or "nothing for" in text for text in told) == 1
+    assert plan.new == ({"mean_image"} if learns else frozenset())
 
 
 def test_reinitialize_leaves_layers_as_they_were(start):
