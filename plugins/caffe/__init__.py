@@ -28,6 +28,7 @@ class CaffeNetwork(Model):
     mean: str = option(
         "", "mean.binaryproto that is subtracted from images first, and kept with the weights; stored: it is among them"
     )
+    mean_scale: float = option(1.0, "what that mean is multiplied by, as pixels are; of stored: already done", above=0)
 
     def build(self, inputs: tuple[int, int, int], outputs: int) -> nn.Module:
         """Make the network. Raises UsageError naming the file, the line, and a layer that is not supported."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from engine import UsageError
 
-from .graph import Graph, graph_of
+from .graph import TRAIN, Graph, graph_of
+from .losses import require_losses
 from .network import Network, require_unshared
 from .prototxt import Mistake, read
 from .wire import read_blob
@@ -37,9 +38,10 @@ def network(options: CaffeNetwork, inputs: tuple[int, int, int], outputs: int | 
     """
     text, origin = text_of(options.prototxt)
     try:
-        return Network(
-            graph(text, options.phase, tuple(options.stages)), inputs, outputs, mean_of(options.mean, inputs)
-        )
+        found = graph(text, options.phase, tuple(options.stages))
+        if options.phase == TRAIN:
+            require_losses(found)
+        return Network(found, inputs, outputs, mean_of(options.mean, inputs, options.mean_scale))
     except Mistake as error:
         raise UsageError(f"{origin}: {error}") from error
 
@@ -52,8 +54,8 @@ def graph(text: str, phase: str, stages: tuple[str, ...] = ()) -> Graph:
     return found
 
 
-def mean_of(mean: str, inputs: tuple[int, int, int]) -> Tensor | None:
-    """Return the mean image that ``model.mean`` means, the middle of it where it is larger than the images.
+def mean_of(mean: str, inputs: tuple[int, int, int], scale: float = 1.0) -> Tensor | None:
+    """Return the mean image that ``model.mean`` means by ``scale``, its middle where it is larger than the images.
 
     Zeros for what is to come with the weights. Raises UsageError for a file that is smaller, or has other channels.
     """
@@ -66,4 +68,4 @@ def mean_of(mean: str, inputs: tuple[int, int, int]) -> Tensor | None:
             f"{mean} is a mean of images of {list(image.shape)} (channels, height, width), and these are {list(inputs)}"
         )
     top, left = (size // 2 for size in room)
-    return torch.tensor(image[:, top : top + inputs[1], left : left + inputs[2]])
+    return torch.tensor(image[:, top : top + inputs[1], left : left + inputs[2]]) * scale

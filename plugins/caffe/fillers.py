@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.errors import did_you_mean
 
 from .prototxt import Mistake
-from .schema import EMPTY, Message
+from .schema import EMPTY, LARGEST, Message
 
 Shape = tuple[int, ...]
 
@@ -40,6 +40,8 @@ def _uniform(tensor: Tensor, filler: Message) -> None:
     low, high = filler.get("min"), filler.get("max")
     if low > high:
         raise Mistake(filler.line, f"min {low:g} of a filler is above its max {high:g}")
+    if high - low > LARGEST:
+        raise Mistake(filler.line, f"a filler's min {low:g} and max {high:g} are further apart than float32 reaches")
     tensor.uniform_(low, high)
 
 

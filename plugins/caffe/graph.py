@@ -31,7 +31,8 @@ class Graph:
     """A network to be made. layers: those that compute, in their order. image: the blob that the images are.
 
     heads: the blobs that are the network's scores, the main one first. classifiers: the last layers with weights before
-    each head, whose outputs are as many as there are classes. size: (channels, height, width) that the file says images
+    each head, whose outputs are as many as there are classes. losses: what the heads train with, the main one's first.
+    size: (channels, height, width) that the file says images
     have, as far as it says; transform: how the file's data layer prepares them; batch: how many it takes at once.
     """
 
@@ -40,6 +41,7 @@ class Graph:
     image: str
     heads: Sequence[str]
     classifiers: Sequence[Layer]
+    losses: Sequence[Layer]
     size: tuple[int, int, int] | None
     transform: Message | None
     batch: int | None
@@ -66,6 +68,7 @@ def graph_of(text: str, phase: str = TRAIN, stages: Collection[str] = ()) -> Gra
         image=inputs[0],
         heads=heads,
         classifiers=[layer for head in heads if (layer := _classifier(head, computing))],
+        losses=_losses(layers),
         size=_size(net, root, phase, stages),
         transform=_transform(root, phase, stages),
         batch=_batch(root, phase, stages),
@@ -136,13 +139,11 @@ def _heads(layers: Sequence[Layer], computing: list[Layer], inputs: Sequence[str
     They are what the losses are of, that with the largest weight first, of equal ones the last; without losses, what
     nothing is computed with, the last first.
     """
-    losses = [layer for layer in layers if layer.type in LOSSES]
-    if losses:
+    if losses := _losses(layers):
         for loss in losses:
             if len(loss.bottoms) < 2:
                 raise loss.mistake(f"it has {len(loss.bottoms)} bottoms instead of scores and labels")
-        ordered = sorted(losses, key=_weight)[::-1]
-        found = list(dict.fromkeys(loss.bottoms[0] for loss in ordered))
+        found = list(dict.fromkeys(loss.bottoms[0] for loss in losses))
     else:
         found = _unread(layers)
     heads = []
@@ -174,7 +175,13 @@ def _used_behind(computing: Sequence[Layer], maker: Layer, blob: str) -> bool:
     return any(blob in layer.bottoms for layer in computing[place + 1 :])
 
 
-def _weight(loss: Layer) -> float:
+def _losses(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the losses, that with the largest weight first, of equal ones the last."""
+    return sorted((layer for layer in layers if layer.type in LOSSES), key=weight_of)[::-1]
+
+
+def weight_of(loss: Layer) -> float:
+    """Return the weight of a loss in the sum that is trained."""
     weights = loss.message.all("loss_weight")
     return float(weights[0]) if weights else 1.0
 

@@ -91,9 +91,9 @@ def _imported(job: Import, solver: Solver | None) -> Imported:
     made = network(CaffeNetwork(prototxt=text, mean=STORED if card.mean_image else ""), size, None)
     state = read_caffemodel(path)
     if card.mean_image:
-        image = mean_of(card.mean_image, size)
+        image = mean_of(card.mean_image, size, card.scale)
         assert image is not None
-        state["mean_image"] = image * card.scale
+        state["mean_image"] = image
     chosen, left = fitted(state, made.state_dict(), path)
     if left:
         say(f"not used, as no head depends on them: {', '.join(left[:10])}{' ...' if len(left) > 10 else ''}")
@@ -147,9 +147,10 @@ def _write_checkpoint(session: Session, job: Import, imported: Imported) -> None
 
 
 def _sources(job: Import) -> dict[str, Any]:
-    """Return the name and SHA-256 of the files that were imported."""
-    paths = [Path(each).expanduser() for each in (job.caffe, job.prototxt, job.mean) if each]
-    return {path.name: manifest.file_checksum(path) for path in paths}
+    """Return the name and SHA-256 of the files that were imported, by what they are: two may have one name."""
+    given = {"caffe": job.caffe, "prototxt": job.prototxt, "mean": job.mean}
+    paths = {role: Path(each).expanduser() for role, each in given.items() if each}
+    return {role: {"name": path.name, "sha256": manifest.file_checksum(path)} for role, path in paths.items()}
 
 
 def _tell(folder: Path, imported: Imported) -> None:
@@ -190,6 +191,8 @@ def _write_experiment(session: Session, job: Import, solver: Solver) -> None:
     composition = Composition(choices={"model": "caffe"}, values={"model.prototxt": str(solver.net)})
     if card.mean_image:
         composition.values["model.mean"] = card.mean_image
+        if card.scale != 1:
+            composition.values["model.mean_scale"] = card.scale
     card.augment(composition, training=True)
     solver.compose(composition, found)
     composition.require_unset(session.overrides)

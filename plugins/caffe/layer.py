@@ -50,7 +50,9 @@ class Layer:
         if type_ is None:
             raise Mistake(node.line, f"layer '{name[:40]}' has no type")
         if kind == "layers":
-            type_ = V1_TYPES.get(int(type_), type_) if type_.isdecimal() else V1_WORDS.get(type_, type_)
+            type_ = (
+                V1_TYPES.get(int(type_), type_) if type_.isdecimal() and len(type_) < 10 else V1_WORDS.get(type_, type_)
+            )
         bottoms, tops = tuple(message.all("bottom")), tuple(message.all("top"))
         return cls(name, type_, bottoms, tops, message, node, kind)
 

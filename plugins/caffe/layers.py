@@ -133,6 +133,7 @@ class FixedStatistics(nn.Module):
         self.eps = eps
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # as BatchNorm has, that weights fit both
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised blob."""

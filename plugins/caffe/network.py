@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .graph import Graph
 from .layer import MOST_WEIGHTS, Layer, Made, Shape
-from .naming import path_of
+from .naming import DEEPEST, path_of
 from .prototxt import Mistake
 from .simple import MAKERS
 
@@ -101,6 +101,8 @@ class Network(nn.Module):
             parent = parent.get_submodule(part)
         group = parent._modules.pop(last, None)  # of layers whose names begin with this one's
         for name, child in group.named_children() if group else ():
+            if hasattr(made.module, name):
+                raise layer.mistake(f"another layer is called '{layer.name[:40]}/{name[:40]}', which torch uses itself")
             made.module.add_module(name, child)
         parent.add_module(last, made.module)
         self.blobs[layer.name] = tuple(f"{path}.{name}" if name else "" for name in made.parameters)
@@ -114,11 +116,14 @@ class Network(nn.Module):
 
     def _free(self, layer: Layer, weighted: bool) -> str:
         """Return a path where no other layer is: without weights, another number may be added to the name."""
-        path, number = path_of(layer.name or layer.type), 1
+        whole = path = path_of(layer.name or layer.type)
+        number, parts = 1, path.count(".") + 1
+        if parts > DEEPEST:
+            raise layer.mistake(f"its name has {parts} parts between slashes and dots: the limit is {DEEPEST}")
         if not weighted:
             while self._taken(path):
                 number += 1
-                path = f"{path_of(layer.name or layer.type)}_{number}"
+                path = f"{whole.replace('.', '_')}_{number}"
         if weighted and (not layer.name or self._taken(path)):
             raise layer.mistake("it has weights, so it needs a name that no other layer has")
         return path

@@ -6,7 +6,6 @@ if it may be repeated) and its default. Types in capitals are words of a set, ot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +59,8 @@ MESSAGES = {
     "crop_param": "axis int 2; offset int*",
     "permute_param": "order int*",
     "input_param": "shape shape*",
+    "loss_param": "ignore_label int; normalization NORMALIZATION VALID; normalize bool",
+    "hinge_loss_param": "norm WORD L1",
     "solver": """net str; net_param any; train_net str; test_net str*; train_net_param any; test_net_param any*;
         train_state state; test_state state*; test_iter int*; test_interval int 0; test_compute_loss bool;
         test_initialization bool; base_lr float; display int 0; average_loss int; max_iter int; iter_size int 1;
@@ -75,9 +76,11 @@ WORDS = {
     "POOL": ("MAX", "AVE", "STOCHASTIC"),
     "ROUND": ("CEIL", "FLOOR"),
     "REGION": ("ACROSS_CHANNELS", "WITHIN_CHANNEL"),
+    "NORMALIZATION": ("FULL", "VALID", "BATCH_SIZE", "NONE"),
     "ELTWISE": ("PROD", "SUM", "MAX"),
 }
 WHOLE = 2**31 - 1  # no size or count of a network is larger
+LARGEST = 3.4028234663852886e38  # of float32, which Caffe's numbers are
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,6 @@ def _whole(text: str) -> int:
 
 def _number(text: str) -> float:
     value = float(text.rstrip("fF") if text[-1:] in "fF" and "x" not in text else text)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise ValueError(text)
     return value

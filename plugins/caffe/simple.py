@@ -13,6 +13,7 @@ from .layer import Layer, Made, Shape, axis_of, inner_axis, require_blobs, requi
 from .layers import AbsVal, Bias, Concat, Crop, Eltwise, FixedStatistics, Permute, Power, Reshape, Scale, ScaleBy, Slice
 from .schema import Message
 from .spatial import convolution, deconvolution, linear, local_response, pooling
+from .statistics import BatchNorm1d, BatchNorm2d
 
 Maker = Callable[[Layer, list[Shape], int | None], Made]
 
@@ -106,7 +107,7 @@ def _batch_norm(layer: Layer, shapes: list[Shape], outputs: int | None) -> Made:
         if scaled:
             raise layer.mistake("use_global_stats with scale_bias is not supported")
         return Made(FixedStatistics(channels, eps), [shapes[0]], parameters=("", "", ""))
-    kind = nn.BatchNorm2d if len(shapes[0]) == 3 else nn.BatchNorm1d
+    kind = BatchNorm2d if len(shapes[0]) == 3 else BatchNorm1d
     module = kind(channels, eps, 1 - kept, affine=scaled)
     if not scaled:
         return Made(module, [shapes[0]], parameters=("", "", ""))

@@ -12,6 +12,7 @@ from engine.errors import did_you_mean
 from . import POLICIES
 from .composing import Composition
 from .graph import Graph
+from .losses import loss_of
 from .prototxt import Mistake, parse, read
 from .schema import Message
 
@@ -35,30 +36,43 @@ class Solver:
     def compose(self, into: Composition, graph: Graph) -> None:
         """Add the options of a run that trains as the solver does. Raises UsageError for what the engine cannot do."""
         get = self.message.get
+        loss, weight, further = self._loss(graph)
+        if further is not None or loss not in ("", "cross_entropy"):
+            into.choices["loss"] = loss
+        if further is not None:
+            into.values["loss.auxiliary"] = further
         into.values["run.steps"] = self.steps
         if graph.batch:
             into.values["run.batch"] = graph.batch
         if get("iter_size") > 1:
             into.values["run.accumulate"] = get("iter_size")
         if get("clip_gradients") > 0:
-            into.values["run.clip"] = get("clip_gradients")
+            into.values["run.clip"] = get("clip_gradients") / weight
         if get("random_seed") >= 0:
             into.values["run.seed"] = get("random_seed")
         if get("display") > 0:
             into.values["run.log_every"] = get("display")
         into.values["run.evaluate_every"] = str(get("test_interval")) if get("test_interval") > 0 else "never"
         into.values["save.every"] = str(get("snapshot")) if get("snapshot") > 0 else "never"
-        self._optimizer(into)
+        self._optimizer(into, weight)
         self._schedule(into)
 
-    def _optimizer(self, into: Composition) -> None:
+    def _loss(self, graph: Graph) -> tuple[str, float, float | None]:
+        try:
+            return loss_of(graph)
+        except Mistake as error:
+            raise UsageError(f"{self.net}: {error}") from error
+
+    def _optimizer(self, into: Composition, weight: float) -> None:
+        """Add the optimiser. weight: of the main head's loss, by which the engine's gradients are smaller."""
         get, kind = self.message.get, kind_of(self.message)
         if kind not in TYPES:
             raise self.refuse(f"type {kind[:40]} is not supported: {', '.join(sorted(TYPES))} are")
         into.choices["optim"] = TYPES[kind]
-        into.values |= {"optim.lr": get("base_lr"), "optim.weight_decay": get("weight_decay")}
+        into.values |= {"optim.lr": get("base_lr"), "optim.weight_decay": get("weight_decay") / weight}
         into.values["optim.decay_all"] = True  # Caffe's weight decay is of biases, too
         if kind in ("SGD", "NESTEROV"):
+            into.values["optim.lr"] = get("base_lr") * weight
             into.values["optim.momentum"] = get("momentum")
             if kind == "NESTEROV" and get("momentum") > 0:
                 into.values["optim.nesterov"] = True
@@ -66,10 +80,10 @@ class Solver:
             if get("weight_decay") > 0:
                 raise self.refuse("Adam with weight_decay is not supported: Caffe's is another than optim=adamw's")
             into.values |= {
-                "optim.beta1": get("momentum"), "optim.beta2": get("momentum2"), "optim.eps": get("delta"),
+                "optim.beta1": get("momentum"), "optim.beta2": get("momentum2"), "optim.eps": get("delta") / weight,
             }  # fmt: skip
         else:
-            into.values["optim.eps"] = get("delta")
+            into.values["optim.eps"] = get("delta") / weight
 
     def _schedule(self, into: Composition) -> None:
         get = self.message.get
@@ -100,7 +114,7 @@ def kind_of(message: Message) -> str:
     """Return the kind of solver, in capitals."""
     if message.has("solver_type") and not message.has("type"):
         old: str = message.get("solver_type").upper()
-        return BY_NUMBER[int(old)] if old.isdecimal() and int(old) < len(BY_NUMBER) else old
+        return dict(zip("012345", BY_NUMBER, strict=True)).get(old, old)
     return str(message.get("type")).upper()
 
 

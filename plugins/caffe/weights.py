@@ -12,6 +12,7 @@ from torch import Tensor
 from engine import UsageError
 
 from .naming import path_of
+from .statistics import MATURE, batches_of, fraction_of
 from .wire import Blob, Damaged, StoredLayer, layers_of, opened
 
 WHAT = "a Caffe .caffemodel"
@@ -21,13 +22,15 @@ def read_caffemodel(path: Path) -> dict[str, Tensor]:
     """Return the weights in a .caffemodel, of either format, as float32 under LAYER.weight and so on.
 
     A slash in a layer's name is a dot. Shapes are torch's: of inner products [outputs, inputs], of biases [outputs].
-    BatchNorm's blobs become running_mean and running_var, divided by their scale factor (0 where it is 0); a Scale
-    behind it is a layer of its own. Blobs of layers that are not known are LAYER.0 and so on. Raises UsageError naming
-    a file that is damaged or holds no weights.
+    BatchNorm's blobs become running_mean and running_var, divided by their scale factor (0 where it is 0), and
+    num_batches_tracked, of which the factor tells; a Scale behind it is a layer of its own. Blobs of layers that are
+    not known are LAYER.0 and so on. Raises UsageError naming a file that is damaged or holds no weights.
     """
     with opened(path, WHAT) as data:
         state = {
-            f"{path_of(layer.name)}.{name}": torch.from_numpy(np.array(values, np.float32, order="C"))
+            f"{path_of(layer.name)}.{name}": torch.from_numpy(
+                np.array(values, None if values.dtype.kind == "i" else np.float32, order="C")
+            )
             for layer in layers_of(data)
             if layer.blobs
             for name, values in _named(layer).items()
@@ -98,12 +101,14 @@ def _statistics(layer: StoredLayer) -> dict[str, np.ndarray]:
     blobs = [blob.values.reshape(-1) for blob in layer.blobs]
     if len(blobs) == 5:
         mean, variance, _, weight, bias = blobs
-        return {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias}
+        found = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias}
+        return {**found, "num_batches_tracked": np.array(MATURE)}
     if len(blobs) != 3 or blobs[2].size != 1:
         raise Damaged(f"it has {len(blobs)} blobs instead of mean, variance and one factor")
     factor = float(blobs[2][0])
     scale = np.float32(0 if factor == 0 else 1 / factor)
-    return {"running_mean": blobs[0] * scale, "running_var": blobs[1] * scale}
+    batches = np.array(batches_of(factor, fraction_of(layer.kept)))
+    return {"running_mean": blobs[0] * scale, "running_var": blobs[1] * scale, "num_batches_tracked": batches}
 
 
 READERS: Mapping[str, Callable[[StoredLayer], Mapping[str, np.ndarray]]] = {
@@ -124,7 +129,7 @@ def fitted(
 
     wanted: the network's state. Raises UsageError naming layers that the file lacks, or of which it has other shapes.
     """
-    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    names = [name for name in wanted if name in state or not name.endswith("num_batches_tracked")]
     missing = sorted({name.rpartition(".")[0] for name in names if name not in state})
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

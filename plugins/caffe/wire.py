@@ -19,11 +19,12 @@ from engine import UsageError
 
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # kinds of fields
 WIDTHS = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-MOST_AXES = 32  # Caffe's own limit for a blob
+MOST_AXES, MOST_NUMBERS = 32, 2**31 - 1  # Caffe's own limits for a blob
 
 # NetParameter: layers before and after 2014. Then where each kind of layer has its name, type, blobs and parameters.
 V1_LAYERS, LAYER = 2, 100
 PLACES = {V1_LAYERS: (4, 5, 6, 17), LAYER: (1, 2, 7, 117)}
+BATCH_NORM, KEPT = 139, 2  # of a layer: BatchNormParameter, its moving_average_fraction
 V0_LAYER = 1  # of a V1 layer: what was before
 TRANSPOSE = 6  # InnerProductParameter
 SHAPE, DATA, DOUBLE_DATA, DIM = 7, 5, 8, 1  # BlobProto, BlobShape
@@ -56,12 +57,16 @@ class Blob:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer's weights, as a .caffemodel has them. transposed: an inner product's matrix is [inputs, outputs]."""
+    """A layer's weights, as a .caffemodel has them. transposed: an inner product's matrix is [inputs, outputs].
+
+    kept: moving_average_fraction of a BatchNorm.
+    """
 
     name: str
     type: str
     blobs: list[Blob] = field(default_factory=list)
     transposed: bool = False
+    kept: float = 0.999
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ def blob_of(value: Value) -> Blob:
             old[number] = _signed(content)
     values = _floats(parts)
     shape = dims if shaped else list(old.values())
-    if any(size < 0 for size in shape) or prod(shape) != values.size:
+    beyond = any(size < 0 for size in shape) or prod(size or 1 for size in shape) > MOST_NUMBERS
+    if beyond or prod(shape) != values.size:
         raise Damaged(f"a blob of {' x '.join(map(str, shape)) or 'no axes'} holds {values.size} numbers")
     return Blob(values.reshape(shape), not shaped)
 
@@ -181,7 +187,7 @@ def layers_of(net: memoryview) -> Iterator[StoredLayer]:
 
 def _layer(kind: int, content: memoryview) -> StoredLayer:
     name_at, type_at, blobs_at, product_at = PLACES[kind]
-    name, type_, blobs, transposed = "", "", [], False
+    name, type_, blobs, transposed, kept = "", "", [], False, 0.999
     for number, value in fields(content):
         if number == name_at:
             name = text_of(value)
@@ -194,9 +200,18 @@ def _layer(kind: int, content: memoryview) -> StoredLayer:
                 raise Damaged(f"layer '{name[:60]}': {error}") from error
         elif number == product_at:
             transposed = any(n == TRANSPOSE and v == 1 for n, v in fields(_message(value)))
+        elif kind == LAYER and number == BATCH_NORM:
+            kept = next((_float(v) for n, v in fields(_message(value)) if n == KEPT), kept)
         elif kind == V1_LAYERS and number == V0_LAYER:
             raise Damaged("its layers are of the format before 2013: convert it with Caffe's upgrade_net_proto_binary")
-    return StoredLayer(name, type_, blobs, transposed)
+    return StoredLayer(name, type_, blobs, transposed, kept)
+
+
+def _float(value: Value) -> float:
+    content = bytes(_message(value))
+    if len(content) != 4:
+        raise Damaged("a field holds something else than a float")
+    return float(np.frombuffer(content, "<f4")[0])
 
 
 def _v1_type(value: Value) -> str:

@@ -1,7 +1,7 @@
 """Run as a program: ``mutating.py FOLDER SEED COUNT`` damages Caffe files at random and reads them, in limited memory.
 
-Prints what became of them as JSON. Anything but a UsageError or a right network ends it with a traceback; so does a
-file that takes longer than ``SECONDS``, or more memory than ``MEMORY`` beyond what torch takes itself.
+Prints what became of them as JSON. Anything but a UsageError or a right network is a failure, told with its traceback;
+so is more memory than ``MEMORY`` beyond what torch takes itself. A file that takes longer than ``SECONDS`` ends it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import random
 import resource
 import signal
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from caffe_files import block, floats, layer, varint, whole
 from protobuf_reader import blobs_of
 
 from engine import UsageError
@@ -26,7 +28,13 @@ from engine.plugins.caffe.wire import layers_of, opened
 SECONDS = 30
 MEMORY = 3 * 2**30
 SHAPE = (3, 32, 32)
-NUMBERS = ("0", "-1", "1", "2", "7", "33", "1000", "65536", "4294967296", "1e30", "nan", "0x10", "true", "MAX", '"x"')
+NUMBERS = ("0", "-1", "1", "2", "7", "33", "1000", "65536", "4294967296", "1e30", "nan", "0x10", "true", "MAX", '"x"',
+           "1e39", "3e38", "-3e38", "9" * 5000)  # fmt: skip
+NAMES = ("", ".", "/", "fc.", ".fc", "a//b", "/".join("a" * 2000), ".".join("b" * 17), "stride", "conv/1/stride",
+         "conv/1/stride/x", "ip/bias", "outputs", "blobs", "_steps", "_made/x", "weight", "training/x", "bn", "ip",
+         "x" * 5000)  # fmt: skip
+DIMS = (0, 1, 1, 2, 3, 2**16, 2**31 - 1, 2**31, 2**32 + 1, 2**62, 2**63, 2**64 - 1)
+KINDS = ("Convolution", "InnerProduct", "BatchNorm", "Scale", "PReLU", "Bias", "Wonder")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -53,12 +61,26 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def invented(rng: random.Random) -> bytes:
+    """Return a .caffemodel of a few layers whose names and dimensions are bad on purpose."""
+    made = b""
+    for _ in range(rng.randint(1, 3)):
+        blobs = []
+        for _ in range(rng.randint(1, 4)):
+            dims = [rng.choice(DIMS) for _ in range(rng.choice((0, 1, 2, 3, 4, 32, 33)))]
+            old = b"".join(whole(place, size) for place, size in enumerate(dims[:4], 1))
+            shape = rng.choice((block(7, block(1, b"".join(map(varint, dims)))), old))
+            blobs.append(shape + block(5, floats([rng.choice((0.0, 1.0, 1e30))] * rng.choice((0, 1, 1, 2, 6)))))
+        made += layer(rng.choice(NAMES), rng.choice(KINDS), blobs)
+    return made
+
+
 def rewritten(text: str, rng: random.Random) -> str:
     """Return a prototxt after one to three changes of its words."""
     words = text.replace("{", " { ").replace("}", " } ").split(" ")
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         place = rng.randrange(len(words))
-        kind = rng.randrange(7)
+        kind = rng.randrange(8)
         if kind == 0:
             del words[place : place + rng.randint(1, 4)]
         elif kind == 1:
@@ -72,6 +94,10 @@ def rewritten(text: str, rng: random.Random) -> str:
             words[place] = rng.choice(("{", "}", "[", "]", ":", ",", '"', "#", "<", ">", "\0", "é"))
         elif kind == 5:
             words = words[:place]
+        elif kind == 6:
+            named = [at for at, word in enumerate(words[1:], 1) if words[at - 1].strip() in ("name:", "type:")]
+            kind_of_name = rng.choice(named or [place])
+            words[kind_of_name] = rng.choice([*(f'"{name}"' for name in NAMES), "9" * 5000])
         else:
             words[place] = words[place][:1] + chr(rng.randrange(1, 300)) + words[place][1:]
         if not words:
@@ -132,12 +158,16 @@ def main(folder: Path, seed: int, count: int) -> None:
     model, text = folder / "damaged.bin", folder / "damaged.txt"
     for number in range(count):
         signal.alarm(SECONDS)
-        if number % 2:
-            model.write_bytes(damaged(rng.choice(models), rng))
-            outcomes[try_weights(model, wanted)] += 1
-        else:
-            text.write_text(rewritten(rng.choice(texts), rng), encoding="utf-8")
-            outcomes[try_network(text)] += 1
+        try:
+            if number % 2:
+                model.write_bytes(invented(rng) if number % 8 == 1 else damaged(rng.choice(models), rng))
+                outcomes[try_weights(model, wanted)] += 1
+            else:
+                text.write_text(rewritten(rng.choice(texts), rng), encoding="utf-8")
+                outcomes[try_network(text)] += 1
+        except Exception:  # whatever it is: neither a clear error nor a right network
+            outcomes["failed"] += 1
+            print(f"file {number} of seed {seed}: {traceback.format_exc()}"[-3000:], file=sys.stderr)
     signal.alarm(0)
     print(json.dumps({**outcomes, "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 

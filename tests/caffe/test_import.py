@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from nets import deploy, head, one, random_blobs
 from safetensors.torch import load_file
 
 from engine import UsageError, manifest
+from engine.plugins.caffe import Import
+from engine.plugins.caffe.importing import _imported
 from engine.plugins.caffe.weights import read_caffemodel
 from engine.registry import Registry, Store
 from engine.weights import read_state
@@ -25,11 +28,12 @@ LAYERS = one("Convolution", rest="convolution_param { num_output: 4 kernel_size:
 
 @pytest.fixture
 def net(tmp_path) -> dict[str, Path]:
-    """A small net for digits: its prototxt and its weights."""
+    """A small net for digits: its prototxt and its weights, which have one name."""
     text = deploy(LAYERS, SHAPE)
-    (tmp_path / "net.prototxt").write_text(text)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/net.caffemodel").write_text(text)
     return {
-        "prototxt": tmp_path / "net.prototxt",
+        "prototxt": tmp_path / "text/net.caffemodel",
         "caffe": write_caffemodel(tmp_path / "net.caffemodel", random_blobs(text, SHAPE)),
     }
 
@@ -95,7 +99,8 @@ def test_the_card_says_what_files_and_options_say(engine, net, tmp_path):
         "classes": [f"n{n:08} digit {n}" for n in range(10)],
     }  # fmt: skip
     assert facts["choices"]["augment"] == ["resize", "center_crop", "normalize"]
-    assert set(facts["caffe"]) == {"net.caffemodel", "net.prototxt"}
+    sums = {role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in net.items()}
+    assert facts["caffe"] == {role: {"name": path.name, "sha256": sums[role]} for role, path in net.items()}
 
 
 def test_what_no_file_says_is_assumed_and_told(engine, tmp_path):
@@ -141,13 +146,7 @@ def test_a_transform_of_the_prototxt_is_used(engine, tmp_path):
     ("more", "message"),
     [
         (["out=made", "augment=[flip]"], r"augment=\[flip\]: the import decides about augment"),
-        (["out=made", "mean_values=[1,2]"], r"mean_values=\[1\.0, 2\.0\]: give one for each of 1 channels"),
-        (["out=made", "mean=m", "mean_values=[1]"], "mean and mean_values exclude each other"),
         (["out=made", "mean=none.binaryproto"], r"\S*none\.binaryproto does not exist"),
-        (["out=made", "resize=[1,2,3]"], r"resize=\[1, 2, 3\]: give the shorter side"),
-        (["out=made", "scale=-1"], r"scale=-1\.0: must be above 0"),
-        (["out=made", "inputs=[3,4]"], r"inputs=\[3, 4\]: give channels, height and width"),
-        (["out=made", "inputs=[1,12,12]"], "classifier.weight is .* in the prototxt's network"),
         (["out=made", "state=s.solverstate"], "state=FILE.solverstate needs caffe=FILE"),
         ([], "out must be given"),
     ],
@@ -155,6 +154,22 @@ def test_a_transform_of_the_prototxt_is_used(engine, tmp_path):
 def test_what_does_not_fit_is_refused_and_nothing_written(engine, net, tmp_path, more, message):
     assert re.search(message, refused(engine(*given(net, *more))))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean_values": [1.0, 2.0]}, r"mean_values=\[1\.0, 2\.0\]: give one for each of 1 channels"),
+        ({"mean": "m", "mean_values": [1.0]}, "mean and mean_values exclude each other"),
+        ({"resize": [1, 2, 3]}, r"resize=\[1, 2, 3\]: give the shorter side"),
+        ({"scale": -1.0}, r"scale=-1\.0: must be above 0"),
+        ({"inputs": [3, 4]}, r"inputs=\[3, 4\]: give channels, height and width"),
+        ({"inputs": [1, 12, 12]}, "classifier.weight is .* in the prototxt's network"),
+    ],
+)
+def test_options_that_do_not_fit_the_files_are_refused(net, options, message):
+    with pytest.raises(UsageError, match=message):
+        _imported(Import(caffe=str(net["caffe"]), prototxt=str(net["prototxt"]), **options), None)
 
 
 def test_an_import_never_overwrites(engine, net):

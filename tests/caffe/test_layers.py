@@ -10,7 +10,9 @@ from nets import both, deploy, head, one, ours, random_blobs, theirs
 from torch.nn import functional
 
 from engine.plugins.caffe import CaffeNetwork
+from engine.plugins.caffe.statistics import batches_of
 from engine.plugins.caffe.weights import read_caffemodel
+from engine.weights import load_state
 
 SHAPE = (6, 14, 11)
 CONVOLUTIONS = {
@@ -183,6 +185,49 @@ def test_scaling_by_a_blob_permuting_and_cropping():
     scaled = (images * images.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
     cropped = scaled[:, :, 1 : 1 + 6, 2 : 2 + 3]  # behind the pooling, 11 x 6 are 6 x 3
     assert torch.allclose(network(images), network.classifier(cropped.flatten(1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.7, 1.0, 0.0])
+@pytest.mark.parametrize("shape", [(3, 5, 4), (6,)])
+def test_statistics_are_summed_as_caffe_sums_them(tmp_path, shape, kept):
+    """Caffe's blobs in float64: S = kept S + statistic, F = kept F + 1, from 0; then on from them in a .caffemodel."""
+    rng = np.random.default_rng(0)
+    image = (*shape, 1, 1)[:3]
+    layers = one("Flatten" if len(shape) == 1 else "Split", "data", "flat", name="flat")
+    layers += one("BatchNorm", "flat", rest=f"batch_norm_param {{ moving_average_fraction: {kept} }}")
+    text = deploy(layers + head("out"), image)
+    network = CaffeNetwork(prototxt=text).build(image, 5).train()
+    sums, factor = [np.zeros(shape[0]), np.zeros(shape[0])], 0.0
+
+    def see(network: torch.nn.Module) -> None:
+        nonlocal factor
+        images = rng.normal(3, 2, (8, *image))
+        network(torch.from_numpy(images).float())
+        seen = np.moveaxis(images, 1, 0).reshape(shape[0], -1)
+        size = seen.shape[1]
+        for total, statistic in zip(sums, (seen.mean(1), seen.var(1) * size / (size - 1)), strict=True):
+            total *= kept
+            total += statistic
+        factor = kept * factor + 1
+        assert np.allclose(network.it.running_mean, sums[0] / factor, rtol=1e-4)
+        assert np.allclose(network.it.running_var, sums[1] / factor, rtol=1e-4)
+
+    for _ in range(5):
+        see(network)
+    given = b"\xda\x08\x05\x15" + np.float32(kept).tobytes()  # batch_norm_param { moving_average_fraction: kept }
+    blobs = [blob(values.astype(np.float32)) for values in (*sums, np.array([factor]))]
+    (tmp_path / "n.caffemodel").write_bytes(layer("it", "BatchNorm", blobs, given))
+    again = CaffeNetwork(prototxt=text).build(image, 5).train()
+    load_state(again, {**again.state_dict(), **read_caffemodel(tmp_path / "n.caffemodel")}, "n")
+    for _ in range(3):
+        see(again)
+
+
+def test_a_factor_at_its_limit_counts_as_long_training():
+    kept = 0.999
+    count = batches_of(999.99994, kept)  # the largest that float32's sum comes to
+    assert (1 - kept) / (1 - kept**count) == pytest.approx(0.001, rel=1e-4)
+    assert batches_of(0.0, kept) == batches_of(float("nan"), kept) == 0
 
 
 def test_global_statistics_stay_in_training():

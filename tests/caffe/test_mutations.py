@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from caffe_files import blob, block, layer_v1, write_caffemodel
+from caffe_files import blob, block, layer, layer_v1, varint, write_caffemodel
 from nets import deploy, head, one, random_blobs
 
 from engine import UsageError
@@ -49,6 +49,7 @@ def test_damaged_files_are_refused_or_read_right(tmp_path, count):
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     outcomes = json.loads(ran.stdout)
+    assert "failed" not in outcomes, ran.stderr[-3000:]
     print(f"{count} damaged files: {outcomes}")
     assert sum(value for name, value in outcomes.items() if "MiB" not in name) == count
     for outcome in ("weights refused", "weights read", "network refused", "network built"):
@@ -77,6 +78,15 @@ def test_a_length_beyond_the_file_is_refused_without_memory_for_it(tmp_path):
     shape = block(7, block(1, b"\xff\xff\xff\xff\x07\xff\xff\xff\xff\x07"))
     path.write_bytes(block(100, block(1, "a") + block(2, "Convolution") + block(7, shape + block(5, b"\0\0\0\0"))))
     with pytest.raises(UsageError, match="layer 'a': a blob of 2147483647 x 2147483647 holds 1 numbers"):
+        read_caffemodel(path)
+
+
+@pytest.mark.parametrize("dims", [(0, 2**62, 2**62), (0, 2**31 - 1, 2**31 - 1, 2**31 - 1), (0, 2**31)])
+def test_dimensions_beyond_caffes_own_limit_are_refused_beside_a_0_too(tmp_path, dims):
+    path = tmp_path / "empty.caffemodel"
+    shape = block(7, block(1, b"".join(map(varint, dims))))
+    path.write_bytes(layer("a", "Convolution", [shape]))
+    with pytest.raises(UsageError, match=r"layer 'a': a blob of 0 x [0-9x ]+ holds 0 numbers"):
         read_caffemodel(path)
 
 

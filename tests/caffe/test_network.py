@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import deploy, head, one
+from caffe_files import write_caffemodel
+from nets import deploy, head, one, random_blobs
 from torch import fx, nn
 
 from engine import UsageError
 from engine.plugins.caffe import CaffeNetwork
+from engine.plugins.caffe.weights import read_caffemodel
 
 SHAPE = (3, 12, 12)
 CONV = "convolution_param { num_output: 4 kernel_size: 3 }"
@@ -145,8 +147,73 @@ def test_names_that_torch_uses_itself_get_a_sign_more():
 
 
 @pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("fc.", "fc._"),
+        (".", "_._"),
+        ("a.b", "a.b"),
+        ("a//b", "a._.b"),
+        ("outputs", "outputs_"),
+        ("_steps/x", "_steps_.x"),
+    ],
+)
+def test_names_with_dots_or_of_the_networks_own_become_paths(name, path, tmp_path):
+    layers = one("Convolution", "data", "c", CONV, name) + head("c")
+    network = build(deploy(layers, SHAPE), 5)
+    assert network.get_submodule(path).weight.shape == (4, 3, 3, 3)
+    weights = write_caffemodel(tmp_path / "n.caffemodel", random_blobs(deploy(layers, SHAPE), SHAPE))
+    assert f"{path}.weight" in read_caffemodel(weights)
+    assert network(torch.randn(2, *SHAPE)).shape == (2, 5)
+
+
+def test_a_name_within_a_layers_own_attribute_gets_another_place():
+    layers = one("Convolution", "data", "c", CONV, "a") + one("ReLU", "c", "c", name="a/stride/x") + head("c")
+    assert build(deploy(layers, SHAPE), 5)(torch.randn(2, *SHAPE)).shape == (2, 5)
+    layers = one("ReLU", "data", "d", name="a/stride") + one("Convolution", "d", "c", CONV, "a") + head("c")
+    assert "layer 'a' (Convolution): another layer is called 'a/stride'" in refusal(deploy(layers, SHAPE))
+
+
+LABELLED = deploy(head("data"), SHAPE).replace('input: "data"', 'input: "data" input: "label"', 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest", "message"),
+    [
+        ("EuclideanLoss", "", "layer 'it' (EuclideanLoss): no training with this loss"),
+        ("SigmoidCrossEntropyLoss", "", "layer 'it' (SigmoidCrossEntropyLoss): no training with this loss"),
+        ("HingeLoss", "", "layer 'it' (HingeLoss): no training with norm L1"),
+        ("SoftmaxWithLoss", "loss_param { ignore_label: 255 }", "(SoftmaxWithLoss): ignore_label of loss_param"),
+        ("SoftmaxWithLoss", "loss_param { normalize: false }", "(SoftmaxWithLoss): normalize of loss_param"),
+        ("SoftmaxWithLoss", "loss_param { normalization: NONE }", "(SoftmaxWithLoss): normalization NONE is not"),
+    ],
+)
+def test_losses_that_the_engine_lacks_are_refused_in_training_alone(kind, rest, message):
+    text = LABELLED + one(kind, "score label", "l", rest)
+    assert message in refusal(text, 5)
+    assert build(text, 5, phase="TEST")(torch.randn(2, *SHAPE)).shape == (2, 5)
+    assert build(LABELLED, 5)(torch.randn(2, *SHAPE)).shape == (2, 5)
+
+
+def test_a_loss_weight_of_a_layer_that_is_no_loss_is_refused():
+    text = LABELLED.replace('name: "classifier"', 'name: "classifier" loss_weight: 1')
+    assert "layer 'classifier' (InnerProduct): a loss_weight of a layer that is no loss" in refusal(text, 5)
+
+
+@pytest.mark.parametrize(
     ("layers", "message"),
     [
+        (one("Convolution", "data", "c", CONV, "/".join("a" * 2000)) + head("c"), "its name has 2000 parts"),
+        (one("ReLU", "data", "c", name=".".join("a" * 17)) + head("c"), "its name has 17 parts"),
+        (f"layers {{ name: 'x' type: {'9' * 5000} bottom: 'data' top: 'c' }}", "not supported: layer 'x' of type 999"),
+        (
+            one("InnerProduct", rest="inner_product_param { num_output: 5 weight_filler { max: 1e39 } }"),
+            "max is '1e39' instead of a number",
+        ),
+        (
+            one("InnerProduct", rest="inner_product_param { num_output: 5 weight_filler { type: 'uniform' min: -3e38 "
+                "max: 3e38 } }"),
+            "a filler's min -3e+38 and max 3e+38 are further apart",
+        ),
         (
             one("Proposal", "data", "x", "proposal_param { a: 1 }", "rpn") + one("Wonder", "x", "y", name="w"),
             "line 4: not supported: layer 'rpn' of type Proposal, 'w' of type Wonder",

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caffe_files import write_caffemodel, write_solverstate
-from nets import deploy, one
+from caffe_files import write_caffemodel, write_mean, write_solverstate
+from nets import LENET, deploy, one
 from safetensors.torch import load_file
 
 from engine import UsageError
@@ -25,25 +25,6 @@ from engine.plugins.caffe.solver import read_solver
 from engine.plugins.caffe.wire import read_solver_state
 from engine.plugins.optim import SGD
 
-LENET = """
-name: "LeNet"
-layer { name: "mnist" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-  transform_param { scale: 0.00390625 } data_param { source: "mnist_train_lmdb" batch_size: 64 backend: LMDB } }
-layer { name: "mnist" type: "Data" top: "data" top: "label" include { phase: TEST }
-  transform_param { scale: 0.00390625 } data_param { source: "mnist_test_lmdb" batch_size: 100 backend: LMDB } }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" param { lr_mult: 1 } param { lr_mult: 2 }
-  convolution_param { num_output: 20 kernel_size: 5 stride: 1 weight_filler { type: "xavier" }
-    bias_filler { type: "constant" } } }
-layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
-  pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
-layer { name: "ip1" type: "InnerProduct" bottom: "pool1" top: "ip1" param { lr_mult: 1 } param { lr_mult: 2 }
-  inner_product_param { num_output: 50 weight_filler { type: "xavier" } bias_filler { type: "constant" } } }
-layer { name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }
-layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" param { lr_mult: 1 } param { lr_mult: 2 }
-  inner_product_param { num_output: 10 weight_filler { type: "xavier" } bias_filler { type: "constant" } } }
-layer { name: "accuracy" type: "Accuracy" bottom: "ip2" bottom: "label" top: "accuracy" include { phase: TEST } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" top: "loss" }
-"""
 SOLVER = """
 net: "examples/mnist/lenet_train_test.prototxt"
 test_iter: 100  test_interval: 20
@@ -134,6 +115,7 @@ def test_other_solvers_do_too(lenet, text, expected):
     ("text", "message"),
     [
         ('lr_policy: "plateau"', "lr_policy 'plateau' is not supported"),
+        (f"solver_type: {'9' * 5000}", "type 9999999999999999999999999999999999999999 is not supported"),
         ('type: "RMSProp"', "type RMSPROP is not supported: ADAGRAD, ADAM, NESTEROV, SGD are"),
         ('type: "Adam" weight_decay: 0.1', "Adam with weight_decay is not supported"),
         ('regularization_type: "L1" weight_decay: 0.1', "regularization_type L1 is not supported: L2 is"),
@@ -146,6 +128,24 @@ def test_what_a_solver_asks_in_vain_is_told(lenet, text, message):
     with pytest.raises(UsageError) as caught:
         composed(lenet, text)
     assert str(caught.value).startswith(f"{lenet}: {message}")
+
+
+def test_a_solvers_mean_image_is_scaled_as_pixels_are(engine, lenet, tmp_path):
+    """Caffe computes (pixel - mean) scale; the experiment has the mean's file, and the network pixels by scale."""
+    image = np.random.default_rng(0).uniform(0, 255, SHAPE)
+    mean = write_mean(tmp_path / "mean.binaryproto", image)
+    code, told, said = engine("import", f"solver={lenet}", "inputs=[1,16,16]", f"mean={mean}", "out=caffe")
+    assert code == 0, said
+    words = dict(word.split("=", 1) for word in shlex.split(told))
+    network = CaffeNetwork(prototxt=LENET, mean=words["model.mean"], mean_scale=float(words["model.mean_scale"])).build(
+        SHAPE, 10
+    )
+    pixels = np.random.default_rng(1).integers(0, 256, SHAPE)
+    centre, spread = (float(words[f"augment.normalize.{name}"].strip("[]")) for name in ("mean", "std"))
+    prepared = (pixels / 255 - centre) / spread
+    given = torch.from_numpy(prepared) - network.mean_image
+    assert np.allclose(given, (pixels - image) * 0.00390625, atol=1e-5)
+    assert "mean_scale: 0.00390625" in (tmp_path / "caffe/experiment/lenet_solver.yaml").read_text()
 
 
 def test_a_train_val_net_trains_by_its_solver(engine, lenet):
