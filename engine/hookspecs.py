@@ -2,6 +2,7 @@
 
     engine_options                        once per process, when plugins are loaded
     on_fit_start                          after a checkpoint, if any, is restored (on_load_checkpoint)
+        on_stage_start                    the first step of a stage is next (of a transfer; else the only one)
         on_epoch_start                    the first step of an epoch is next
             on_batch                      for each micro-batch, on the device, augmented
             on_backward_end               gradients are complete, scaled and not yet clipped
@@ -47,6 +48,11 @@ def engine_options(store: Store) -> None:
 @hookspec
 def on_fit_start(run: Run) -> None:
     """Training is about to begin; everything is assembled and restored, ``run.position`` says where."""
+
+
+@hookspec
+def on_stage_start(run: Run) -> None:
+    """The next steps are of ``run.stage``, which has its own optimiser and rates; a resume is told of where it is."""
 
 
 @hookspec

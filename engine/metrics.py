@@ -100,13 +100,17 @@ def add_each(sums: Tensor, rows: Tensor) -> None:
 
 @dataclass
 class Best:
-    """The best evaluation so far, of the metric that early stopping and ``save.best`` watch."""
+    """The best evaluation so far, of the metric that early stopping and ``save.best`` watch.
+
+    stale: how many evaluations in a row have brought nothing: none was better than the best of the present stage.
+    """
 
     name: str
     higher_is_better: bool
     score: float | None = None
     step: int = 0
-    stale: int = 0  # evaluations since
+    stale: int = 0
+    stage: float | None = None  # the best score of the present stage
     latest: float | None = None
     latest_step: int = -1
 
@@ -114,11 +118,18 @@ class Best:
         """Take note of an evaluation after ``step`` steps; return whether it is the best (finite, that is)."""
         self.latest, self.latest_step = (score if math.isfinite(score) else None), step
         sign = 1 if self.higher_is_better else -1
+        if self.latest is not None and (self.stage is None or sign * score > sign * self.stage):
+            self.stage, self.stale = score, 0
+        else:
+            self.stale += 1
         if self.latest is not None and (self.score is None or sign * score > sign * self.score):
-            self.score, self.step, self.stale = score, step, 0
+            self.score, self.step = score, step
             return True
-        self.stale += 1
         return False
+
+    def begin_anew(self) -> None:
+        """Begin a stage, whose evaluations are compared with each other alone."""
+        self.stage, self.stale = None, 0
 
 
 class Clock:

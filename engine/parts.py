@@ -182,12 +182,13 @@ class Parts:
     def next_stage(self) -> None:
         """Go on to the next stage."""
         self.position = replace(self.position, stage=self.position.stage + 1, begun=self.position.step)
-        self.best.stale = 0
+        self.best.begin_anew()
         reader = self.reader
         self.enter_stage(self)
         self.to_train()
         if self.reader is not reader:  # whose clock begins anew
             self.clock.start(self.position, self.reader.waited, self.reader.spent)
+        self.hooks.on_stage_start(run=self)
 
     def begin_step(self, step: Step) -> None:
         """Take note where a step begins and whether it is logged."""

@@ -135,6 +135,7 @@ class Run(Parts):
         self.on_batch, self.on_backward_end, self.on_step_end = (bind(self.hooks, hook) for hook in HOT)
         try:
             self.hooks.on_fit_start(run=self)
+            self.hooks.on_stage_start(run=self)
             self.to_train()
             self.start_clocks()
             with StopRequests() as stop:

@@ -137,7 +137,10 @@ def require_same_run(run: Parts, facts: Mapping[str, Any], folder: Path) -> None
             f"{folder} is after step {position.step}, this run ends at step {run.steps}: raise run.epochs or run.steps"
         )
     if position.stage >= len(run.stages):
-        raise UsageError(f"{folder} is in stage {position.stage + 1}; this run has {len(run.stages)}")
+        raise UsageError(
+            f"{folder} is in stage {position.stage + 1}; this run has {len(run.stages)}: keep its "
+            "transfer, or start a new run with transfer.weights"
+        )
     stages = [stage.steps for stage in run.stages]
     theirs = facts.get("stages", stages)
     if stages != theirs and max(len(stages), len(theirs)) > 1:  # one stage may become longer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -78,14 +79,18 @@ class Foresight:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        torchs = logging.getLogger("torch._subclasses.fake_tensor")  # says all that is raised, with a traceback
+        said, torchs.disabled = torchs.disabled, True
         try:
             yield
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             reason = " ".join(str(error).split("\n")[0].split())
             raise UsageError(
-                f"the memory of a step of {self.task.image} images cannot be foreseen, as the model, the loss or the "
-                f"precision computes with more than shapes: {reason}"
+                f"the memory of a step of {self.task.image} images cannot be foreseen: the model, the loss or the "
+                f"precision fails on tensors without contents: {reason}"
             ) from error
+        finally:
+            torchs.disabled = said
 
     def images(self, count: int) -> Tensor:
         """Return so many images; call it within ``imagined``."""

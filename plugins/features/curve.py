@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.folder import write_whole
 
 BAR = 30  # characters of an accuracy of 1
+UNSURE = 0.03  # standard error of the best accuracy, above which depths cannot be told apart
 COLUMNS = ("depth", "layer", "features", "test", "train", "c")
 
 
@@ -59,6 +61,9 @@ def advice(points: Sequence[Point], images: int, tested: int, classes: int, few:
     first = next(place for place, point in enumerate(points) if point.test >= best.test - error)
     similar, scarce = first >= 2 * len(points) / 3, images < few * classes
     behind = f"{points[first].layer}, depth {first + 1} of {len(points)}"
+    if error > UNSURE:
+        enough = math.ceil(0.25 / UNSURE**2)
+        return [f"{tested:,} test images are too few to tell where the curve is at its best: have {enough:,} or more"]
     likeness = (
         f"{'similar' if similar else 'dissimilar'} data: accuracy is at its best ({best.test:.3f}, within a standard "
         f"error of {error:.3f}) from {behind} on"

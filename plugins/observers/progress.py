@@ -90,6 +90,23 @@ class Progress:
             self._advance = self._bar.update
 
     @hookimpl
+    def on_stage_start(self, run: Run) -> None:
+        """Tell which stage begins, if there are several, and how much trains in it."""
+        if len(run.stages) == 1:
+            return
+        number, steps = run.position.stage + 1, f"{run.position.begun + 1:,} to {run.stage_end:,}"
+        early = " at most" if run.stage.patience is not None else ""
+        trains = sum(parameter.numel() for parameter in run.parameters)
+        text = (
+            f"stage {number} of {len(run.stages)}, {run.stage.name}: steps {steps}{early}, {trains:,} parameters train"
+        )
+        if self._bar is None:
+            say(text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+            self._bar.total = run.steps
+
+    @hookimpl
     def on_epoch_start(self, run: Run, epoch: int) -> None:
         """Name the epoch on the bar."""
         if self._bar is not None:
@@ -173,7 +190,7 @@ def introduction(run: Run) -> str:
     return (
         f"training {run.choices['model']} ({sum(p.numel() for p in run.model.parameters()):,} parameters){numbers} "
         f"on {run.choices['data']} ({len(run.source):,} images of {size}{classes}), "
-        f"{run.device}{threads}, {run.steps:,} steps in {_epochs(run)} epochs{resumed}"
+        f"{run.device}{threads}, {run.steps:,} steps in {_epochs(run)} epoch{'s' * (_epochs(run) > 1)}{resumed}"
     )
 
 

@@ -16,8 +16,10 @@ ALIKE = 0.02  # of the range between black and white: other data's own statistic
 
 
 def differences(given: Given, seen: Pixels) -> list[str]:
-    """Return a line for each way in which a run's pixels are not what the weights' checkpoint says they were."""
+    """Return a line for each way in which a run's pixels are not what the weights' checkpoint says."""
     before = pixels_before(given.facts)
+    if not given.facts:
+        return [f"{given.origin} does not say how its images were prepared: see that augment does the same"]
     if before is None or len(before.black) != len(seen.black):
         return []
     lines = []

@@ -99,5 +99,6 @@ class Plan(Transfer):
         for pattern, factor in self._rates.items():
             if factor > 0 and reached.isdisjoint(parameters_of(anatomy, pattern, "transfer.lr")):
                 raise UsageError(
-                    f"transfer.lr: {pattern} never trains here: choose transfer=full or last_k, or another stage"
+                    f"transfer.lr: {pattern} never trains here: choose transfer=full, more transfer.layers, or "
+                    "another stage"
                 )

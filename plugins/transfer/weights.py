@@ -54,4 +54,6 @@ def read_weights(weights: str, sha256: str) -> Given:
     facts, files = checkpoint.load(folder)
     averaged = " (averaged weights)" if AVERAGE in files else ""
     remarks.append(f"{folder} is after step {facts['step']}{averaged}")
-    return Given(weights, {**files[MODEL], **files.get(AVERAGE, {})}, ordered=False, facts=facts, remarks=remarks)
+    state = {**files[MODEL], **files.get(AVERAGE, {})}
+    in_order = {name: state[name] for name in facts["parameters"] if name in state}  # a file sorts
+    return Given(weights, in_order | state, ordered=True, facts=facts, remarks=remarks)

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from small_run import Watch, assert_same, everything
 from torch import Tensor, nn
 
-from engine import Model, UsageError, interfaces, manifest
+from engine import Model, Observer, UsageError, hookimpl, interfaces, manifest
 from engine.anatomy import Anatomy
 from engine.freezing import Factors, freeze, frozen_prefix, still_layers
 from engine.interfaces import Shortcut, Stage
+from engine.metrics import Best
 from engine.options import Transfer
 from engine.start import first_weights
 
@@ -326,3 +327,41 @@ def test_a_plan_that_goes_on_takes_up_what_it_knew_and_reads_no_weights(make):
     assert first_weights(again, whole.model, whole.anatomy, None, checkpoint) == ()
     assert options.started == []
     assert first_weights(again, whole.model, whole.anatomy, None, None) == ("first weights given",)
+
+
+def test_each_stage_is_told_when_it_begins_and_compares_its_own_evaluations(make):
+    told: list[tuple[str, int, int]] = []
+
+    @dataclass
+    class Told(Observer):
+        def build(self) -> object:
+            return self
+
+        @hookimpl
+        def on_stage_start(self, run: Any) -> None:
+            told.append((run.stage.name, run.position.step, run.best.stale))
+
+    # Nothing improves in the first stage. The second may take its time: its first evaluation is its best so far.
+    still = {"head": FROZEN | {"6.weight": Factors(1e-12), "6.bias": Factors(1e-12)}}
+    still["all"] = {name: Factors(1e-12) for name in ("0.weight", "1.weight", "1.bias", "6.weight", "6.bias")}
+    stages = Plan([Stage("head", 20, 2), Stage("all", 20, 2)], still)
+    run = make(transfer=stages, observe={"told": Told()}, schedule="constant", run={"evaluate_every": "1 steps"})
+    run.fit()
+    assert told == [("head", 0, 0), ("all", 3, 0)]
+    assert run.position.step >= 6, "three evaluations at least: the best of the stage, and two in vain"
+
+
+def test_a_best_is_of_all_stages_and_stale_is_of_one():
+    best = Best("accuracy", True)
+    assert best.take(0.8, 1)
+    assert not best.take(0.7, 2)
+    assert best.stale == 1
+    best.begin_anew()
+    assert not best.take(0.5, 3)
+    assert best.stale == 0
+    assert not best.take(0.6, 4)
+    assert best.stale == 0
+    assert not best.take(0.6, 5)
+    assert best.stale == 1
+    assert (best.score, best.step) == (0.8, 1)
+    assert best.take(0.9, 6)

@@ -56,6 +56,10 @@ class Diary:
         self.write("fit_start", run.position.step)
 
     @hookimpl
+    def on_stage_start(self, run):
+        self.write("stage_start", run.stage.name)
+
+    @hookimpl
     def on_epoch_start(self, run, epoch):
         self.write("epoch_start", epoch)
 
@@ -138,6 +142,7 @@ def test_the_hooks_of_a_run_come_in_the_documented_order(tmp_path):
 
     assert pages == [
         ("fit_start", 0),
+        ("stage_start", "all"),
         ("epoch_start", 0),
         *step(1),
         *step(2),
@@ -166,7 +171,8 @@ def test_an_exception_is_told_then_raised_and_a_resume_hands_the_state_back(tmp_
         pages_of(tmp_path, diary)
     assert [words[1:] for words in diary.pages[-2:]] == [("exception", "stumbled"), ("fit_end", "failed")]
     pages = pages_of(tmp_path, Diary(), resume="auto")
-    assert pages[:4] == [("load_checkpoint", 5, 5), ("fit_start", 5), ("epoch_start", 1), ("batch", [20, 21, 22, 23])]
+    begun = [("load_checkpoint", 5, 5), ("fit_start", 5), ("stage_start", "all"), ("epoch_start", 1)]
+    assert pages[:5] == [*begun, ("batch", [20, 21, 22, 23])]
     assert pages[-1] == ("fit_end", "done")
 
 
@@ -246,8 +252,8 @@ def test_engine_trace_tells_every_call_the_hot_ones_too(tmp_path, monkeypatch, c
     pages_of(tmp_path, Diary(), steps=1)
     lines = capsys.readouterr().err.splitlines()
     expected = [
-        "on_fit_start", "on_epoch_start", "on_batch", "on_backward_end", "on_step_end", "on_log", "on_evaluate_end",
-        "on_save_checkpoint", "on_fit_end",
+        "on_fit_start", "on_stage_start", "on_epoch_start", "on_batch", "on_backward_end", "on_step_end", "on_log",
+        "on_evaluate_end", "on_save_checkpoint", "on_fit_end",
     ]  # fmt: skip
     assert [line for line in lines if line.startswith("engine trace:")] == [
         f"engine trace: {hook} -> diary" for hook in expected
