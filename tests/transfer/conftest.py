@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine import Run, Transfer
+from engine import Run
 from engine.anatomy import Anatomy
-from engine.plugins.transfer import Full, Head, LastLayers, Staged
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import Branched, run_of
@@ -30,11 +29,3 @@ def make(tmp_path: Path) -> Callable[..., Run]:
         return run_of(tmp_path / out, **given)
 
     return build
-
-
-KINDS: dict[str, Callable[..., Transfer]] = {
-    "head": Head,
-    "last_k": LastLayers,
-    "full": Full,
-    "staged": Staged,
-}

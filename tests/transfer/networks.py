@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import Observer, Run, hookimpl
+from engine import Observer, Run, Transfer, hookimpl
 from engine.plugins.augment import Normalize, PadCrop
 from engine.plugins.data import Digits
 from engine.plugins.models import SmallCNN
 from engine.plugins.optim import SGD
+from engine.plugins.transfer import Full, Head, LastLayers, Staged
 from engine.testing import small_run
 
 
@@ -82,3 +83,11 @@ def everything(run: Run) -> dict[str, Tensor]:
             for key, value in run.optimizer.state[parameter].items():
                 state[f"optimizer/{name}/{key}"] = torch.as_tensor(value).clone()
     return state | {f"average/{n}": v.clone() for n, v in (run.average.state() if run.average else {}).items()}
+
+
+KINDS: dict[str, Callable[..., Transfer]] = {
+    "head": Head,
+    "last_k": LastLayers,
+    "full": Full,
+    "staged": Staged,
+}

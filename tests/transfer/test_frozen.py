@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KINDS
-from networks import run_of, state_of, trained_names
+from networks import KINDS, run_of, state_of, trained_names
 from torch import nn
 
 from engine.plugins.data import Digits
