@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .initial import gaussian, layers_of
-from .sizes import features, require_size
+from .sizes import add_classifier, features, require_size
 
 BIASED = ("conv2", "conv4", "conv5", "fc6", "fc7")  # those whose biases start at 1 in the paper's section 5
 
@@ -111,11 +111,4 @@ def _to_the_end(
     network.pool5 = nn.MaxPool2d(3, 2, ceil_mode=True)
     require_size(model, [network], inputs)
     left = features([network], inputs, 256)
-    network.flatten = nn.Flatten()
-    network.fc6 = nn.Linear(left, hidden)
-    network.relu6 = nn.ReLU()
-    network.drop6 = nn.Dropout(dropout)
-    network.fc7 = nn.Linear(hidden, hidden)
-    network.relu7 = nn.ReLU()
-    network.drop7 = nn.Dropout(dropout)
-    network.fc8 = nn.Linear(hidden, outputs)
+    add_classifier(network, left, hidden, dropout, outputs)

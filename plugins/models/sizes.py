@@ -61,3 +61,15 @@ def _behind(size: int, axis: int, kernel: Pair, stride: Pair, padding: Pair | st
 
 def _along(value: Pair, axis: int) -> int:
     return value if isinstance(value, int) else value[axis]
+
+
+def add_classifier(network: nn.Module, left: int, hidden: int, dropout: float, outputs: int) -> None:
+    """Give a network AlexNet's end, which ZFNet and VGG took over: three linear layers, two with ReLU and dropout."""
+    network.flatten = nn.Flatten()
+    network.fc6 = nn.Linear(left, hidden)
+    network.relu6 = nn.ReLU()
+    network.drop6 = nn.Dropout(dropout)
+    network.fc7 = nn.Linear(hidden, hidden)
+    network.relu7 = nn.ReLU()
+    network.drop7 = nn.Dropout(dropout)
+    network.fc8 = nn.Linear(hidden, outputs)

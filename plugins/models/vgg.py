@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .initial import glorot, he, layers_of
-from .sizes import features
+from .sizes import add_classifier, features
 
 FILTERS = (64, 128, 256, 512, 512)  # of the five stages
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -43,14 +43,7 @@ class VGG(nn.Sequential):
                 channels = filters
             self.add_module(f"pool{stage}", nn.MaxPool2d(2, 2, ceil_mode=True))
         left = features([self], inputs, channels)
-        self.flatten = nn.Flatten()
-        self.fc6 = nn.Linear(left, hidden)
-        self.relu6 = nn.ReLU()
-        self.drop6 = nn.Dropout(dropout)
-        self.fc7 = nn.Linear(hidden, hidden)
-        self.relu7 = nn.ReLU()
-        self.drop7 = nn.Dropout(dropout)
-        self.fc8 = nn.Linear(hidden, outputs)
+        add_classifier(self, left, hidden, dropout, outputs)
         for layer in layers_of(self):
             glorot(layer) if init == "glorot" else he(layer)
 
