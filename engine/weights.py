@@ -72,10 +72,21 @@ def load_pieces(own: Mapping[str, Piece], state: Mapping[str, Tensor], origin: s
     ]
     if missing or unknown or shapes:
         parts = [_some("missing", missing), _some("unknown", unknown), _some("of another shape", shapes)]
-        raise UsageError(f"{origin} does not fit this model: {'; '.join(part for part in parts if part)}")
+        remedy = "" if missing or unknown else _of_other_classes(own, state)
+        raise UsageError(f"{origin} does not fit this model: {'; '.join(part for part in parts if part)}{remedy}")
     for name, piece in own.items():
         if name in state:
             fill(piece, state, name)
+
+
+def _of_other_classes(own: Mapping[str, Piece], state: Mapping[str, Tensor]) -> str:
+    """Return what is the matter where the shapes differ as those of a head for another number of classes do."""
+    pairs = [(shape_of(state, name), own[name].shape) for name in own if name in state]
+    counts = {(there[0], here[0]) for there, here in pairs if there != here and there[1:] == here[1:]}
+    if len(counts) != 1 or any(there != here and there[1:] != here[1:] for there, here in pairs):
+        return ""
+    ((there, here),) = counts
+    return f": it tells {there} classes apart, not {here}; give data of the same, or train another head (transfer=head)"
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

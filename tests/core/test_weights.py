@@ -214,3 +214,13 @@ def test_a_long_list_is_cut():
     assert str(caught.value) == (
         "a.pt does not fit this model: missing: weight, bias; unknown: x0, x1, x2, x3 and 5 more"
     )
+
+
+@pytest.mark.parametrize(("width", "told"), [(2, True), (3, False)])
+def test_weights_for_other_classes_are_told_from_those_of_another_network(width, told):
+    ours, theirs = (
+        nn.Sequential(nn.Linear(4, hidden), nn.Linear(hidden, classes)) for hidden, classes in ((2, 3), (width, 10))
+    )
+    with pytest.raises(UsageError, match="of another shape") as caught:
+        load_state(ours, theirs.state_dict(), "theirs.pt")
+    assert ("it tells 10 classes apart, not 3; give data of the same" in str(caught.value)) == told
