@@ -62,11 +62,11 @@ def segments_of(model: nn.Module, selection: Selection) -> list[Segment]:
 
 
 def bytes_of(text: str) -> int:
-    """Return a size written as 3GiB, 500MB or 2.5G, of units of 1024. Raises UsageError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    """Return a size written as 3GiB, 500MB, 2.5G or 800B, of units of 1024. Raises UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(?:i?B)?|B)", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
         raise UsageError(f"memory.budget={text}: write a number and its unit, as in memory.budget=3GiB or 800MiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    return int(float(match[1]) * UNITS[(match[2] or "").upper()])
 
 
 def fit(

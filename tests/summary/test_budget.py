@@ -25,13 +25,13 @@ def registry() -> Registry:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("3GiB", 3 << 30), ("800 MiB", 800 << 20), ("1.5g", 3 << 29), ("512KB", 512 << 10), ("99", 99)]
+    ("text", "size"), [("3GiB", 3 << 30), ("800 MiB", 800 << 20), ("1.5g", 3 << 29), ("512KB", 512 << 10), ("99B", 99)]
 )
 def test_sizes_are_read(text, size):
     assert bytes_of(text) == size
 
 
-@pytest.mark.parametrize("text", ["much", "3 GiB too", "0", "-1GiB", "1XB"])
+@pytest.mark.parametrize("text", ["much", "3 GiB too", "0", "3", "-1GiB", "1XB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match="write a number and its unit"):
         bytes_of(text)
@@ -39,7 +39,7 @@ def test_what_is_no_size_is_refused(text):
 
 def search(budget: int, model: str = "cnn", batch: int = 64, image=(3, 32, 32), **more: Any) -> Search:
     seen = foresight(model, image, run={"batch": batch}, **more)
-    seen.task.options.memory.budget = f"{budget}"
+    seen.task.options.memory.budget = f"{budget}B"
     return Search(seen, budget)
 
 
@@ -110,7 +110,7 @@ def run_with(registry: Registry, out: Path, budget: str, monkeypatch: pytest.Mon
 
 def budget_for(registry: Registry, part: float, **given: Any) -> str:
     batch = given["run"]["batch"]
-    return f"{int(part * foresight(given['model'], (1, 8, 8)).step(batch).total)}"
+    return f"{int(part * foresight(given['model'], (1, 8, 8)).step(batch).total)}B"
 
 
 def test_a_run_with_segments_has_the_same_bits_and_says_what_it_does(registry, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_smaller_micro_batches_make_the_same_step_up_to_rounding(registry, tmp_p
     plain = build_run(registry, tmp_path / "plain", threads=0, **choice)
     plain.fit()
     least = foresight("mlp", (1, 8, 8), **hidden).step(128, 4).total
-    less = run_with(registry, tmp_path / "less", str(least), monkeypatch, **choice)
+    less = run_with(registry, tmp_path / "less", f"{least}B", monkeypatch, **choice)
     assert less.options.run.accumulate > 1
     assert less.loader.count == less.options.run.batch * less.options.run.accumulate == 512
     less.fit()
