@@ -17,7 +17,7 @@ from engine.features.arrays import Shapes, bytes_of, require_room, reserve, writ
 from engine.folder import claim, flush, write_whole
 from engine.loaded import Loaded, loaded
 
-from .looking import Behind, modules_named, pooled
+from .looking import Behind, modules_named, names_of, pooled
 from .telling import say
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def features(session: Session) -> None:
         raise UsageError(f"out={session.options.out} holds features already: delete it, or choose another out=")
     with loaded(session, job.checkpoint, say) as network:
         if not job.layers:
-            names = [name for name, _ in network.model.named_modules() if name]
-            raise UsageError(f"layers must be given: [NAME,...], as names or patterns of {', '.join(names)}")
+            known = ", ".join(names_of(network.model))
+            raise UsageError(f"layers must be given: [NAME,...], as names or patterns of {known}")
         names = modules_named(network.model, job.layers)
         require_names(names)
         with claim(folder, resuming=True):

@@ -20,11 +20,16 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 def modules_named(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Return the modules that names or patterns mean, in the model's order. UsageError for one that means none."""
-    names = [name for name, _ in model.named_modules() if name]
+    names = names_of(model)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"layers: no module is called '{pattern}'{did_you_mean(pattern, names)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Return the names of a model's modules that compute by themselves: a mere list of others has no outputs."""
+    return [name for name, module in model.named_modules() if name and type(module).forward is not nn.Module.forward]
 
 
 class Behind:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from engine import Run
 from engine.registry import Registry
@@ -19,11 +18,8 @@ from small_run import build_run
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _alone(one_thread: None) -> None:
+    """Compute with one thread in all of these tests."""
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,9 @@ def test_a_module_that_is_called_as_the_targets_is_refused():
 def test_layers_that_cannot_be_kept_are_told(network):
     with pytest.raises(UsageError, match=r"no module is called 'conv11'; did you mean 'conv1'\?"):
         modules_named(network, ["conv1", "conv11"])
+    lists = nn.Module()  # within a network, a place for others: it has no pass of its own
+    lists.add_module("inner", nn.ReLU())
+    assert modules_named(nn.Sequential(lists), ["0*"]) == ["0.inner"]
     twice = nn.ReLU()
     model = nn.Sequential(nn.Linear(3, 3), twice, nn.Linear(3, 3), twice)
     with pytest.raises(UsageError, match="layers: 1 computes more than once"):
