@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,20 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def opencv_squeezenet(real_data: Callable[[str], Path]) -> Callable[[Any], Any]:
+    """OpenCV's SqueezeNet: a function from images [n, 3, h, w], blue first and less the means, to scores [n, 1000]."""
+    import numpy as np
+
+    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless<5, the oracle, is not installed")
+    folder = real_data("weights/squeezenet_v1.0")
+    (weights,) = folder.glob("*.caffemodel")
+    network = cv2.dnn.readNetFromCaffe(str(folder / "SqueezeNet_deploy.prototxt"), str(weights))
+
+    def scores(images: Any) -> Any:
+        network.setInput(np.ascontiguousarray(images, np.float32))
+        return network.forward().reshape(len(images), -1)
+
+    return scores

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
@@ -46,21 +46,6 @@ def heard() -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     handle.remove()
 
 
-@pytest.fixture(scope="module")
-def oracle(real_data: Callable[[str], Path]) -> Callable[[np.ndarray], np.ndarray]:
-    """OpenCV's SqueezeNet: a function from images [n, 3, h, w], blue first and less the means, to scores [n, 1000]."""
-    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless<5, the oracle, is not installed")
-    folder = real_data("weights/squeezenet_v1.0")
-    (weights,) = folder.glob("*.caffemodel")
-    network = cv2.dnn.readNetFromCaffe(str(folder / "SqueezeNet_deploy.prototxt"), str(weights))
-
-    def scores(images: np.ndarray) -> np.ndarray:
-        network.setInput(np.ascontiguousarray(images, np.float32))
-        return network.forward().reshape(len(images), -1)
-
-    return scores
-
-
 @pytest.fixture
 def squeezenet(engine, real_data, tmp_path) -> Path:
     """The checkpoint that ``engine import`` makes of SqueezeNet, moved elsewhere, and its sources out of reach."""
@@ -93,7 +78,7 @@ def make_folder(root: Path, sample: Path, count: int | None) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(None, marks=pytest.mark.soak)])
-def test_squeezenet_says_what_opencvs_says(engine, squeezenet, oracle, heard, real_data, tmp_path, count):
+def test_squeezenet_says_what_opencvs_says(engine, squeezenet, opencv_squeezenet, heard, real_data, tmp_path, count):
     labels = make_folder(tmp_path / "data", real_data("imagenet-sample"), count)
 
     def evaluate(*words: str) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
@@ -111,7 +96,7 @@ def test_squeezenet_says_what_opencvs_says(engine, squeezenet, oracle, heard, re
     whole = pixels.round()
     assert np.abs(pixels - whole).max() < 1e-3
     given = whole[:, ::-1] - MEANS  # what Caffe makes of red, green, blue
-    expected = np.concatenate([oracle(part) for part in np.array_split(given, ceil(len(given) / 16))])
+    expected = np.concatenate([opencv_squeezenet(part) for part in np.array_split(given, ceil(len(given) / 16))])
 
     def check(images: np.ndarray, scores: np.ndarray, figures: dict[str, float]) -> None:
         assert np.abs(images - given).max() < 1e-3

@@ -29,21 +29,6 @@ FEW = 4  # images of which ten crops are looked at
 
 
 @pytest.fixture(scope="module")
-def oracle(real_data):
-    """OpenCV's network: a function from images [n, 3, h, w], blue first and less the means, to logits [n, 1000]."""
-    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless<5, the oracle, is not installed")
-    folder = real_data("weights/squeezenet_v1.0")
-    (weights,) = folder.glob("*.caffemodel")
-    network = cv2.dnn.readNetFromCaffe(str(folder / "SqueezeNet_deploy.prototxt"), str(weights))
-
-    def scores(images: np.ndarray) -> np.ndarray:
-        network.setInput(np.ascontiguousarray(images, np.float32))
-        return network.forward().reshape(len(images), -1)
-
-    return scores
-
-
-@pytest.fixture(scope="module")
 def weights(real_data, tmp_path_factory) -> Path:
     """The Caffe weights as a file of a state dict."""
     (path,) = real_data("weights/squeezenet_v1.0").glob("*.caffemodel")
@@ -90,12 +75,12 @@ def as_caffe(images: torch.Tensor) -> np.ndarray:
     return whole - means
 
 
-def test_the_sample_is_classified_as_by_opencv(evaluate, oracle, heard, sample, tmp_path):
+def test_the_sample_is_classified_as_by_opencv(evaluate, opencv_squeezenet, heard, sample, tmp_path):
     labels = make_folder(tmp_path / "data", sample)
     told = evaluate(*PREPARED)
     print(f"SqueezeNet v1.0 on {len(sample)} photographs: {told}")
     given, scores = heard.last(len(sample))
-    expected = np.concatenate([oracle(as_caffe(images)) for images in given.split(16)])
+    expected = np.concatenate([opencv_squeezenet(as_caffe(images)) for images in given.split(16)])
     assert np.abs(scores.numpy() - expected).max() < 1e-4
     assert (scores.numpy().argmax(1) == expected.argmax(1)).all()
     loss = -np.log(softmax(expected)[np.arange(len(labels)), labels]).mean()
@@ -134,14 +119,14 @@ def ten_crops(image: np.ndarray, side: int) -> list[np.ndarray]:
     return crops + [crop[:, :, ::-1] for crop in crops]
 
 
-def test_ten_crop_is_the_plain_mean_over_ten_crops(evaluate, oracle, heard, sample, tmp_path):
+def test_ten_crop_is_the_plain_mean_over_ten_crops(evaluate, opencv_squeezenet, heard, sample, tmp_path):
     few = sample[:: len(sample) // FEW][:FEW]
     labels = make_folder(tmp_path / "data", few)
     single = evaluate(*WHOLE)
     whole = as_caffe(heard.last(FEW)[0])
     probabilities, logits = [], []
     for image in whole:
-        scores = [oracle(crop[None])[0] for crop in ten_crops(image, 227)]
+        scores = [opencv_squeezenet(crop[None])[0] for crop in ten_crops(image, 227)]
         probabilities.append(sum(softmax(score) for score in scores) / 10)
         logits.append(sum(scores) / 10)
     ten = ["marginalize=[ten_crop]", "marginalize.ten_crop.crop=227"]
